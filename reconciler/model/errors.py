@@ -1,0 +1,115 @@
+"""
+Every error that the package raises on purpose, by who acts next.
+
+* ReconcilerError
+  - SpecError       the operator edits the spec; carries every problem found
+  - Refused         the operator edits the spec or prepares the host, as it says
+  - ObserveError    whoever looks after the images: a chain is broken or unreadable
+  - StaleChain      nobody: plan again
+  - StepFailed      whoever looks after the host, then apply again
+  - ToolFailed      what qemu-img said; a StepFailed carries it
+  - StateError      whoever looks after the state directory
+  - Busy            wait for the other virt-chain or guest, then apply again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reconciler.model.desired import Location
+
+
+class ReconcilerError(Exception):
+    """The root of all errors that the package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """
+    One problem of a spec.
+
+    Attributes:
+        location: The key at fault.
+        where: ``domain.disk``, or the path of the key.
+        what: What is wrong, and what to write instead.
+    """
+
+    location: Location
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.where}: {self.what}"
+
+
+class SpecError(ReconcilerError):
+    """A spec has problems; ``problems`` has all of them, in file order."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(sorted(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class Refused(ReconcilerError):
+    """
+    The desired chain cannot be reached with the promise kept.
+
+    Attributes:
+        reason: What stands in the way.
+        way_out: What to write or do instead.
+    """
+
+    def __init__(self, reason: str, way_out: str) -> None:
+        self.reason = reason
+        self.way_out = way_out
+        super().__init__(f"{reason}; {way_out}")
+
+
+class ObserveError(ReconcilerError):
+    """A chain cannot be read: a file is missing, loops, or is no image."""
+
+
+class StaleChain(ReconcilerError):
+    """The chain is no longer as it was when the plan was made."""
+
+
+class ToolFailed(ReconcilerError):
+    """
+    A tool ended with an error.
+
+    Attributes:
+        argv: The command line.
+        code: Its exit code; negative: the signal that ended it.
+        output: What it printed on stderr.
+    """
+
+    def __init__(self, argv: Sequence[str], code: int, output: str) -> None:
+        self.argv = tuple(argv)
+        self.code = code
+        self.output = output.strip()
+        ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        super().__init__(f"{' '.join(self.argv[:2])}: {self.output or ended}")
+
+
+class StepFailed(ReconcilerError):
+    """
+    A step of the plan failed.
+
+    Every step keeps what the guest reads, so the disk is usable as it stands
+    and a new ``apply`` continues from there.
+    """
+
+    def __init__(self, step: str, done: int, reason: str) -> None:
+        self.step = step
+        self.done = done
+        self.reason = reason
+        super().__init__(f"step {done + 1} ({step}) failed: {reason}")
+
+
+class StateError(ReconcilerError):
+    """The state file of a domain cannot be read or written."""
+
+
+class Busy(ReconcilerError):
+    """Another process holds the disk: a guest, or a second virt-chain."""

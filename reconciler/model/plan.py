@@ -1,0 +1,169 @@
+"""A plan: steps that explain themselves, disk by disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from reconciler.model.image import Chain
+from reconciler.model.steps import STEPS, Step, as_data
+
+FORMAT_VERSION = 1
+"""Version of the plan file; a reader refuses any other."""
+
+State = Literal["offline", "running", "paused", "shut-off"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """
+    One step, with why it is there and what it costs.
+
+    Attributes:
+        bytes: Data that must be copied.
+        frees: Bytes that the step gives back to the filesystem.
+        reason: One short sentence for the reader.
+        deferred: Why the step waits for the domain to be off; None: done now.
+        before, after: The chain before and after the step.
+        group: Number of the merge that the step belongs to.  Steps of one
+            group are finished together, even if the spec changes meanwhile.
+    """
+
+    step: Step
+    before: Chain
+    after: Chain
+    reason: str = ""
+    bytes: int = 0
+    frees: int = 0
+    deferred: str | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePoints:
+    """What becomes of the restore points: absolute paths, base first."""
+
+    kept: tuple[Path, ...] = ()
+    dropped: tuple[Path, ...] = ()
+    discarded: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """
+    What is done to one disk.
+
+    Attributes:
+        observed: The chain that is there.
+        desired: Absolute paths of the chain that the spec asks for.
+        fingerprint: Changes when anything changes that the plan relies on.
+        notes: Sentences for the reader: what stays on disk, and why.
+        error: Why there is no plan; None: *steps* lead to the desired chain.
+    """
+
+    domain: str
+    target: str
+    observed: Chain
+    desired: tuple[Path, ...]
+    steps: tuple[PlannedStep, ...] = ()
+    restore_points: RestorePoints = field(default_factory=RestorePoints)
+    fingerprint: str = ""
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    state: State = "offline"
+    connection: str | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.domain}:{self.target}"
+
+    @property
+    def bytes_to_copy(self) -> int:
+        return sum(planned.bytes for planned in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The plans of all disks of a spec."""
+
+    sources: tuple[Path, ...]
+    disks: tuple[DiskPlan, ...]
+
+    @property
+    def changes(self) -> bool:
+        return any(disk.steps for disk in self.disks)
+
+    @property
+    def errors(self) -> tuple[DiskPlan, ...]:
+        return tuple(disk for disk in self.disks if disk.error)
+
+    def domains(self) -> Iterator[tuple[str, list[DiskPlan]]]:
+        """Domain names in order of appearance, each with the plans of its disks."""
+        names = dict.fromkeys(disk.domain for disk in self.disks)
+        for name in names:
+            yield name, [disk for disk in self.disks if disk.domain == name]
+
+    def as_data(self) -> dict[str, Any]:
+        """The plan file, as `schemas/plan.schema.json` describes it."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "spec": [str(path) for path in self.sources],
+            "domains": [
+                {
+                    "name": name,
+                    "connection": disks[0].connection,
+                    "state": disks[0].state,
+                    "disks": [_disk_as_data(disk) for disk in disks],
+                }
+                for name, disks in self.domains()
+            ],
+            "summary": summary(self.disks),
+        }
+
+
+def summary(disks: Iterable[DiskPlan]) -> dict[str, int]:
+    """
+    Number of steps by kind, of bytes to copy, of deferred steps and of errors.
+
+    ``resize`` and ``forget`` are there when there are any.
+    """
+    disks = tuple(disks)
+    planned = [one for disk in disks for one in disk.steps]
+    count = Counter(one.step.action for one in planned)
+    always = ("create", "commit", "pull", "rebase", "rename", "attach", "remove")
+    actions = [kind.action for kind in STEPS if kind.action in always or count[kind.action]]
+    return {
+        **{action: count[action] for action in actions},
+        "bytes_to_copy": sum(one.bytes for one in planned),
+        "deferred": sum(one.deferred is not None for one in planned),
+        "errors": sum(disk.error is not None for disk in disks),
+    }
+
+
+def _disk_as_data(disk: DiskPlan) -> dict[str, Any]:
+    points = disk.restore_points
+    return {
+        "target": disk.target,
+        "observed": [str(path) for path in disk.observed.paths],
+        "desired": [str(path) for path in disk.desired],
+        "fingerprint": disk.fingerprint,
+        "restore_points": {
+            "kept": [str(path) for path in points.kept],
+            "dropped": [str(path) for path in points.dropped],
+            "discarded": [str(path) for path in points.discarded],
+        },
+        "steps": [
+            {
+                **as_data(one.step),
+                "bytes": one.bytes,
+                "reason": one.reason,
+                "deferred": one.deferred,
+            }
+            for one in disk.steps
+        ],
+        "notes": list(disk.notes),
+        "error": disk.error,
+    }

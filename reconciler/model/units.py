@@ -1,0 +1,47 @@
+"""Sizes in bytes, read from and written for people."""
+
+from __future__ import annotations
+
+import re
+
+SECTOR = 512
+"""Virtual sizes are multiples of this many bytes."""
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_POWERS = {unit: power for power, unit in enumerate(["", "K", "M", "G", "T", "P", "E"])}
+
+
+def parse_size(text: str | int) -> int:
+    """
+    Bytes meant by *text*: ``1073741824``, ``"10G"``, ``"512 MiB"``, ``"1.5T"``.
+
+    Units are powers of 1024, as qemu-img has them.
+
+    Raises:
+        ValueError: *text* is no size, is not positive, or is no multiple of 512 bytes.
+    """
+    if isinstance(text, int):
+        size = text
+    else:
+        match = _SIZE.fullmatch(text.strip())
+        if not match:
+            raise ValueError(f"{text!r} is no size; write bytes or a unit, such as 10G or 512M")
+        scaled = float(match["number"]) if "." in match["number"] else int(match["number"])
+        size = int(scaled * 1024 ** _POWERS[match["unit"].upper()])
+    if not 0 < size < 2**63:
+        raise ValueError(f"{text!r} is out of range; a disk has from 512 bytes to 8 EiB")
+    if size % SECTOR:
+        raise ValueError(f"{text!r} is no multiple of 512 bytes")
+    return size
+
+
+def human_size(size: float) -> str:
+    """*size* bytes for a reader: ``0 B``, ``512 B``, ``64 KiB``, ``8.0 MiB``."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if abs(value) < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    if unit == "B" or value == int(value) >= 10:
+        return f"{int(value)} {unit}"
+    return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"

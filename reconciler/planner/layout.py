@@ -1,0 +1,167 @@
+"""Which observed images end in which image of the desired chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reconciler.model.errors import Refused
+from reconciler.model.image import Chain, Image, short_name
+from reconciler.planner.task import Task, Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """
+    One image of the desired chain above the outside part.
+
+    Attributes:
+        wanted: What the spec says of it.
+        kept: Its index in the observed chain; None: a new image.
+        ends: Observed indices at which the run of images that end in this one
+            may stop.  More than one where the view of a kept image may change.
+            Empty: a new image that takes no data.
+    """
+
+    wanted: Wanted
+    kept: int | None
+    ends: range
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """
+    How the observed chain becomes the desired one.
+
+    Attributes:
+        chain: The observed chain without what is discarded.
+        discarded: Discarded images, base first.
+        outside: The desired chain's lower part where it is foreign; may be empty.
+        start: Observed index of the lowest image that ends in a slot.
+        slots: The rest of the desired chain, lowest first.
+    """
+
+    chain: Chain
+    discarded: tuple[Image, ...]
+    outside: Chain
+    start: int
+    slots: tuple[Slot, ...]
+
+
+def lay_out(task: Task) -> Layout:
+    """
+    Match the desired chain with the observed one.
+
+    Raises:
+        Refused: The chain cannot be reached by creating, merging and dropping.
+    """
+    _no_strangers(task)
+    chain, discarded = _without_discarded(task)
+    outside = _outside(task, chain)
+    above = task.wanted[len(outside) :]
+    start = max((chain.index(i.path) + 1 for i in outside if i.path in chain), default=0)
+    kept = _kept_indices(above, chain)
+    slots = []
+    for position, wanted in enumerate(above):
+        slots.append(Slot(wanted, kept[position], _ends(task, above, kept, position, chain)))
+    return Layout(chain, discarded, outside, start, tuple(slots))
+
+
+def _no_strangers(task: Task) -> None:
+    if task.strangers:
+        active = task.chain.active
+        raise Refused(
+            f"{', '.join(str(path) for path in task.strangers)} stands on "
+            f"{active}, the active image, and may hold the current state",
+            "list it in the chain and name it with `active`, or remove it if nothing uses it",
+        )
+
+
+def _without_discarded(task: Task) -> tuple[Chain, tuple[Image, ...]]:
+    discarded = tuple(image for image in task.chain if image.path in task.discard)
+    count = len(discarded)
+    if count and discarded != task.chain.images[-count:]:
+        higher = task.chain.images[task.chain.index(discarded[0].path) :]
+        above = describe(tuple(image for image in higher if image not in discarded))
+        raise Refused(
+            f"`discard` takes images from the top of {task.chain}, and {above} "
+            f"stands above {discarded[0].name}",
+            f"discard {above} as well, or take {discarded[0].name} off `discard` to merge it",
+        )
+    return Chain(task.chain.images[: len(task.chain) - count]), discarded
+
+
+def _outside(task: Task, chain: Chain) -> Chain:
+    """The foreign lower part of the desired chain, as it is on the disk."""
+    foreign = [
+        index
+        for index, wanted in enumerate(task.wanted)
+        if wanted.image is not None and wanted.path not in chain
+    ]
+    if not foreign:
+        return Chain()
+    last = foreign[-1]
+    top = task.wanted[last]
+    if last == len(task.wanted) - 1 and len(chain):
+        raise Refused(
+            f"{top.name} exists and is not in the observed chain {chain}: the current state "
+            "cannot end in a foreign image",
+            f"give the active image a new name, or remove {top.name} if nothing uses it",
+        )
+    there = task.outside[top.path]
+    listed = tuple(wanted.path for wanted in task.wanted[: last + 1])
+    if there.paths != listed:
+        raise Refused(
+            f"{top.name} exists outside the chain, and its own chain is {str(there).rstrip('*')}",
+            f"list just these images below and including {top.name}, or give a new image "
+            "another name",
+        )
+    return there
+
+
+def _kept_indices(above: tuple[Wanted, ...], chain: Chain) -> tuple[int | None, ...]:
+    kept = tuple(chain.index(w.path) if w.path in chain else None for w in above)
+    order = [index for index in kept if index is not None]
+    if order != sorted(order):
+        names = " <- ".join(w.name for w in above if w.path in chain)
+        raise Refused(
+            f"the observed chain is {chain}: a chain is a history, and its order is fixed",
+            f"list the images in that order, not as {names}",
+        )
+    highest = max((p for p, index in enumerate(kept) if index is not None), default=-1)
+    for wanted, index in zip(above[:highest], kept[:highest], strict=True):
+        if index is None:
+            raise Refused(
+                f"{wanted.path} does not exist, and the chain lists it below {above[highest].name}",
+                f"restore the file, or take {wanted.name} off the chain; a new image "
+                "can only be added on top",
+            )
+    return kept
+
+
+def _ends(
+    task: Task,
+    above: tuple[Wanted, ...],
+    kept: tuple[int | None, ...],
+    position: int,
+    chain: Chain,
+) -> range:
+    top = len(chain) - 1
+    index = kept[position]
+    highest = max((p for p, i in enumerate(kept) if i is not None), default=-1)
+    if index is None:
+        # the first new image takes what was dropped above the highest kept one
+        return range(top, top + 1) if position == highest + 1 and len(chain) else range(0)
+    if position == len(above) - 1:
+        return range(top, top + 1)
+    following = kept[position + 1]
+    below_next = top if following is None else following - 1
+    fixed = above[position].restore_point or index < task.frozen
+    return range(index, index + 1) if fixed else range(index, below_next + 1)
+
+
+def describe(images: tuple[Image, ...]) -> str:
+    """The names of *images* for a sentence: ``q``, ``q and r``, ``q, r and s``."""
+    names = [short_name(image.path) for image in images]
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,325 @@
+"""From one disk's task to its plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from reconciler.model.errors import Refused
+from reconciler.model.image import Chain, Image, short_name
+from reconciler.model.plan import DiskPlan, PlannedStep, RestorePoints
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+    advance,
+    touched,
+)
+from reconciler.model.units import human_size
+from reconciler.planner.layout import Layout, lay_out
+from reconciler.planner.merge import Choice, Priced, choose, vanishes, views_needed
+from reconciler.planner.proof import ProofFailed, World, prove
+from reconciler.planner.task import Task, View
+
+METADATA = 0.02
+"""Part of the copied bytes that tables and reference counts need on top."""
+SLACK = 4 * 1024 * 1024
+"""Bytes of one step that headers, tables and rounding may take beyond that."""
+
+
+def needed(task: Task) -> tuple[Path, ...]:
+    """
+    Images whose views `make_plan` needs, in order; empty where nothing is merged.
+
+    Raises:
+        Refused: As `make_plan` does.
+    """
+    return tuple(dict.fromkeys(views_needed(task, lay_out(task))))
+
+
+def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
+    """
+    The cheapest steps from the observed chain to the desired one, proven.
+
+    Args:
+        task: The disk.
+        views: What `needed` asked for.
+
+    Raises:
+        Refused: No way keeps the promise, or the host is not ready for it.
+        ProofFailed: The steps break the promise: a bug.
+    """
+    layout = lay_out(task)
+    choices = choose(task, layout, views)
+    planned = _chained(task, layout, _ordered(task, layout, choices))
+    desired = tuple(wanted.path for wanted in task.wanted)
+    plan = DiskPlan(
+        domain=task.domain,
+        target=task.target,
+        observed=task.chain,
+        desired=desired,
+        steps=planned,
+        restore_points=_restore_points(task, layout),
+        notes=tuple(_notes(task, layout, planned)),
+    )
+    _prove(task, layout, plan)
+    _ready(task, planned)
+    return replace(plan, fingerprint=fingerprint(task))
+
+
+def _ordered(
+    task: Task, layout: Layout, choices: tuple[Choice, ...]
+) -> list[tuple[Priced, int | None]]:
+    """All steps but the removals, each with the number of its merge."""
+    steps: list[tuple[Priced, int | None]] = []
+    merges = [(choice.steps, number) for number, choice in enumerate(choices) if choice.steps]
+    first = merges[0][0][0].step if merges else None
+    top = layout.chain.active
+    if layout.discarded and top and not (isinstance(first, Create) and first.backing == top.path):
+        steps.append((Priced(Attach(top.path), 0, "the spec discards what stands on it"), None))
+    steps += [(priced, number) for chosen, number in merges for priced in chosen]
+    if grown := _growth(task, layout, steps):
+        steps.append((grown, None))
+    return [(one, None) for one in _records(task, layout, steps)] + steps
+
+
+def _growth(
+    task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
+) -> Priced | None:
+    """The step that gives the active image the size that the spec asks for."""
+    for wanted in task.wanted[:-1]:
+        there = wanted.image
+        if wanted.size and there and wanted.size != there.virtual_size:
+            raise Refused(
+                f"{wanted.name} has {human_size(there.virtual_size)}, the spec says "
+                f"{human_size(wanted.size)}; the size of a restore point is fixed",
+                "leave `size` out, or put it on the active image",
+            )
+    active = task.wanted[-1]
+    if not active.size or any(
+        isinstance(one.step, Create)
+        and one.step.image == active.path
+        and one.bytes == 0
+        and one.step.size == active.size
+        for one, _ in steps
+    ):
+        return None
+    size = layout.chain[len(layout.chain) - 1].virtual_size
+    if active.size < size:
+        raise Refused(
+            f"{active.name} has {human_size(size)}, the spec says {human_size(active.size)}; "
+            "a disk never shrinks",
+            f"write size = {size}, or leave `size` out",
+        )
+    if active.size == size:
+        return None
+    return Priced(Resize(active.path, active.size), 0, f"the spec says {human_size(active.size)}")
+
+
+def _records(
+    task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
+) -> list[Priced]:
+    """Steps that write down formats which qemu-img would have to guess."""
+    if not any(isinstance(one.step, Commit | Rebase) for one, _ in steps):
+        return []
+    records = []
+    for index, image in enumerate(layout.chain):
+        if index and image.recorded_format is None:
+            below = layout.chain[index - 1]
+            if index < task.frozen:
+                raise Refused(
+                    f"{image.name} is shared and does not record the format of {below.name}, "
+                    "so qemu-img would have to guess it",
+                    f"record it: qemu-img rebase -u -F {below.format} -b "
+                    f"'{image.recorded}' '{image.path}'",
+                )
+            reason = f"records that {below.name} is {below.format}: nobody has to guess"
+            records.append(Priced(Rebase(image.path, below.path), 0, reason))
+    return records
+
+
+def _chained(
+    task: Task, layout: Layout, steps: list[tuple[Priced, int | None]]
+) -> tuple[PlannedStep, ...]:
+    """*steps* with the chain before and after each, then the removals."""
+    chain, planned = task.chain, []
+    for priced, group in steps:
+        before, chain = chain, advance(chain, priced.step, layout.outside)
+        planned.append(
+            PlannedStep(priced.step, before, chain, priced.reason, priced.bytes, group=group)
+        )
+    replaced = {path for one in planned for path in touched(one.step)}
+    for index, image in reversed(list(enumerate(task.chain))):
+        if image.path in chain or image.path in {w.path for w in task.wanted}:
+            continue
+        renamed = any(
+            isinstance(one.step, Rename) and one.step.source == image.path for one in planned
+        )
+        if renamed or not _removable(task, layout, index):
+            continue
+        merged = "its data is thrown away" if image in layout.discarded else "its data is merged"
+        if image in layout.discarded and image.path in replaced:
+            merged = "its data is thrown away"
+        planned.append(
+            PlannedStep(Remove(image.path), chain, chain, merged, frees=image.actual_size)
+        )
+    return tuple(planned)
+
+
+def _removable(task: Task, layout: Layout, index: int) -> bool:
+    if task.chain[index] in layout.discarded:
+        return index >= task.frozen
+    return vanishes(task, task.chain, index)
+
+
+def _restore_points(task: Task, layout: Layout) -> RestorePoints:
+    below_active = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
+    no_views = {wanted.path for wanted in task.wanted if not wanted.restore_point}
+    kept = tuple(
+        image.path
+        for image in layout.chain
+        if image.path in below_active and image.path not in no_views
+    )
+    outside = set(layout.outside.paths)
+    dropped = tuple(
+        image.path
+        for image in task.chain.images[:-1]
+        if image.path not in kept
+        and image not in layout.discarded
+        and image.path not in no_views
+        and image.path not in outside
+    )
+    return RestorePoints(kept, dropped, tuple(image.path for image in layout.discarded))
+
+
+def _notes(task: Task, layout: Layout, planned: tuple[PlannedStep, ...]) -> Iterable[str]:
+    if not planned:
+        return
+    gone = {one.step.image for one in planned if isinstance(one.step, Remove)}
+    for index, image in enumerate(task.chain):
+        if image.path in planned[-1].after or image.path in gone:
+            continue
+        if any(image.path in touched(one.step) for one in planned):
+            continue
+        if image.path in {wanted.path for wanted in task.wanted}:
+            continue
+        why = task.frozen_because(image)
+        if why is None and index < task.frozen:
+            why = "a shared image stands on it"
+        if why is None:
+            why = "a dropped base is kept unless remove_base = true"
+        yield f"{image.name} stays on disk: {why}"
+    active = layout.slots[-1] if layout.slots else None
+    if active and active.kept is not None and len(task.chain):
+        path = task.chain[active.kept].path
+        if active.kept < len(task.chain) - 1 and active.wanted.restore_point:
+            yield f"{short_name(path)} becomes active: its restore point is given up"
+
+
+def _prove(task: Task, layout: Layout, plan: DiskPlan) -> None:
+    active = task.chain.active
+    world = World.of([task.chain, layout.outside], active.path if active else None)
+    current = layout.chain.active
+    untouched = [*layout.outside.paths, *task.chain.paths[: task.frozen]]
+    gone = {one.step.image for one in plan.steps if isinstance(one.step, Remove)}
+    golden = len(layout.chain) and not task.remove_base
+    if golden and layout.chain[0].path not in plan.desired:
+        untouched.append(layout.chain[0].path)
+    world = prove(
+        world,
+        [one.step for one in plan.steps],
+        kept=plan.restore_points.kept,
+        untouched=untouched,
+        current=current.path if current else None,
+    )
+    end = plan.steps[-1].after if plan.steps else task.chain
+    if end.paths != plan.desired:
+        raise ProofFailed(f"the steps end at {end}, and the spec asks for another chain")
+    if gone & set(plan.desired):
+        raise ProofFailed("a step removes an image that the spec lists")
+    path: Path | None = plan.desired[-1]
+    for expected in reversed(plan.desired):
+        if path != expected:
+            raise ProofFailed(f"{expected} is not where the spec has it")
+        path = world.images[expected].backing
+    if path is not None:
+        raise ProofFailed(f"{path} is still below {plan.desired[0]}")
+
+
+def _ready(task: Task, planned: tuple[PlannedStep, ...]) -> None:
+    """Refuse what the host cannot carry out now: a disk in use, or too little room."""
+    if planned and task.busy:
+        assert task.chain.active
+        raise Refused(
+            f"{task.chain.active.path} is open for writing by another program",
+            "shut the guest off, then plan again",
+        )
+    need: dict[int, int] = {}
+    for one in planned:
+        if not one.bytes:
+            continue
+        folder = touched(one.step)[0].parent
+        device = task.filesystems.get(folder, 0)
+        need[device] = need.get(device, 0) + room(one.bytes)
+        free = task.free.get(device)
+        if free is not None and need[device] > free:
+            raise Refused(
+                f"{one.step} needs {human_size(need[device])} in {folder}, "
+                f"where {human_size(free)} are free (images are removed last)",
+                "free some room, or merge fewer images at once",
+            )
+
+
+def room(copied: int) -> int:
+    """Bytes that a step which copies *copied* bytes needs on its filesystem, at most."""
+    return int(copied * (1 + METADATA)) + SLACK
+
+
+def fingerprint(task: Task) -> str:
+    """
+    A digest of all that a plan relies on, but not of the guest's own data.
+
+    It changes with the observed chain (files, sizes, headers), the desired
+    chain, and with who else stands on an image.
+    """
+    facts = {
+        "observed": [_facts(image) for image in task.chain],
+        "outside": {str(p): [_facts(i) for i in c] for p, c in sorted(task.outside.items())},
+        "desired": [
+            [str(w.path), w.format, w.size, w.template, w.restore_point, w.image is not None]
+            for w in task.wanted
+        ],
+        "discard": sorted(str(path) for path in task.discard),
+        "rules": [task.remove_base, task.bitmaps, task.default_format],
+        "users": {str(path): list(users) for path, users in sorted(task.users.items())},
+        "templates": sorted(str(p) for p in task.templates if p in task.chain),
+        "strangers": sorted(str(path) for path in task.strangers),
+    }
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _facts(image: Image) -> list[object]:
+    identity = (image.identity.device, image.identity.inode) if image.identity else None
+    return [
+        str(image.path),
+        identity,
+        image.format,
+        image.virtual_size,
+        image.recorded,
+        image.recorded_format,
+        image.snapshots,
+        image.bitmaps,
+    ]
+
+
+def chain_of(paths: Iterable[Path], images: Mapping[Path, Image]) -> Chain:
+    """The chain of *paths*, whose images are in *images*."""
+    return Chain(tuple(images[path] for path in paths))

@@ -1,0 +1,438 @@
+"""
+One run of neighbouring images becomes one image: who survives, and at what price.
+
+Data above the survivor is committed down into it first, data below is pulled
+up afterwards: so no cluster moves twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.model.errors import Refused
+from reconciler.model.extents import rounded, total
+from reconciler.model.image import Chain, Format, Image, short_name
+from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename, Step
+from reconciler.model.units import human_size
+from reconciler.planner.layout import Layout, Slot, describe
+from reconciler.planner.price import at_most_differing, moved
+from reconciler.planner.task import Task, View
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A step with the bytes that it copies and the reason for it."""
+
+    step: Step
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """
+    A run of images that ends in one image of the desired chain.
+
+    Attributes:
+        chain: The observed chain without what is discarded.
+        first, last: Observed indices, both included; first > last: no image.
+        slot: The desired image.
+        lower: Path of the image that will be below; None: nothing.
+        lower_size: Its virtual size in bytes.
+        foreign: *lower* is the top of a foreign chain.
+    """
+
+    chain: Chain
+    first: int
+    last: int
+    slot: Slot
+    lower: Path | None
+    lower_size: int
+    foreign: Chain
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return self.chain.images[self.first : self.last + 1]
+
+    @property
+    def top(self) -> Image:
+        return self.chain[self.last]
+
+    @property
+    def target(self) -> Path:
+        return self.slot.wanted.path
+
+    @property
+    def merges(self) -> bool:
+        """True where any data, name or backing file has to change."""
+        return len(self.images) > 1 or self.top.path != self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One way to carry out a run; the cheapest is taken."""
+
+    cost: int
+    rank: int
+    steps: tuple[Priced, ...]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.cost, self.rank
+
+
+def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choice, ...]:
+    """
+    The cheapest choice for every slot of *layout*, lowest slot first.
+
+    Where a kept image's own view is nobody's, the border between two runs is
+    free; every border is priced.
+
+    Raises:
+        Refused: A run has no way that keeps the promise.
+    """
+    memo: dict[tuple[int, int], tuple[int, tuple[Choice, ...]] | Refused] = {}
+
+    def best(position: int, first: int) -> tuple[int, tuple[Choice, ...]]:
+        if position == len(layout.slots):
+            return 0, ()
+        key = position, first
+        if key not in memo:
+            memo[key] = _cheapest_border(position, first)
+        found = memo[key]
+        if isinstance(found, Refused):
+            raise found
+        return found
+
+    def _cheapest_border(position: int, first: int) -> tuple[int, tuple[Choice, ...]] | Refused:
+        slot = layout.slots[position]
+        refused: Refused | None = None
+        cheapest: tuple[tuple[int, int], tuple[Choice, ...]] | None = None
+        for last in slot.ends if slot.ends else (first - 1,):
+            try:
+                choice = _choose_survivor(task, _run(layout, position, first, last), views)
+                rest, others = best(position + 1, last + 1)
+            except Refused as error:
+                refused = refused or error
+                continue
+            order = choice.cost + rest, choice.rank
+            if cheapest is None or order < cheapest[0]:
+                cheapest = order, (choice, *others)
+        if cheapest is None:
+            assert refused is not None
+            return refused
+        return cheapest[0][0], cheapest[1]
+
+    return best(0, layout.start)[1]
+
+
+def _run(layout: Layout, position: int, first: int, last: int) -> Run:
+    if position:
+        lower: Path | None = layout.slots[position - 1].wanted.path
+        foreign = Chain()
+    else:
+        foreign = layout.outside
+        lower = foreign.images[-1].path if foreign.images else None
+    size = _size_below(layout, position, first)
+    return Run(layout.chain, first, last, layout.slots[position], lower, size, foreign)
+
+
+def _size_below(layout: Layout, position: int, first: int) -> int:
+    """Virtual size, in bytes, of what will be below a run; 0: nothing."""
+    if position == 0:
+        return layout.outside.images[-1].virtual_size if layout.outside.images else 0
+    below = layout.slots[position - 1]
+    if below.ends:
+        return layout.chain[first - 1].virtual_size
+    return below.wanted.size or _size_below(layout, position - 1, first)
+
+
+def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice:
+    if run.first > run.last:
+        return _create(task, run)
+    if not run.merges and not run.foreign.images:
+        return Choice(0, 0, ())
+    choices: list[Choice] = []
+    obstacles: dict[str, list[str]] = {}
+    for index in range(run.first, run.last + 1):
+        if obstacle := _obstacle(task, run, index, views):
+            obstacles.setdefault(obstacle, []).append(run.chain[index].name)
+        else:
+            choices.append(_into(run, index, views))
+    if run.slot.kept is None and not _blocked(task, run, None):
+        choices.append(_into_new(run, views))
+    if not choices:
+        raise _no_way(run, obstacles)
+    cheapest = min(choices, key=lambda choice: choice.order)
+    return _explained(cheapest, choices)
+
+
+def _no_way(run: Run, obstacles: Mapping[str, list[str]]) -> Refused:
+    away = [image for image in run.images if image.path != run.target]
+    what = f"dropping {describe(tuple(away))}" if away else f"moving {run.top.name}"
+    because = "; ".join(f"{', '.join(names)}: {why}" for why, names in obstacles.items())
+    return Refused(
+        f"{what} would have to change an image that must stay as it is ({because})",
+        f"leave {describe(tuple(away)) or run.top.name} in the chain, or remove what stands "
+        "in the way",
+    )
+
+
+def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> str | None:
+    """Why the file of the image at *index* cannot hold the merged data; None: it can."""
+    image = run.chain[index]
+    commits, pulls = index < run.last, index > run.first or bool(run.foreign.images)
+    reasons = [
+        _blocked(task, run, index),
+        _frozen(task, run, index),
+        _format(task, run, image),
+        _elsewhere(task, run, image),
+    ]
+    if commits:
+        reasons += [
+            _too_large(run, image),
+            _forged(run, image, views),
+            _unrecorded(task, run),
+            _own_bitmaps(task, image),
+        ]
+    if pulls:
+        reasons.append(_own_snapshots(image))
+    return next((reason for reason in reasons if reason), None)
+
+
+def _blocked(task: Task, run: Run, survivor: int | None) -> str | None:
+    """What forbids the merge of *run*, whoever of the others survives."""
+    for index, image in enumerate(run.images, start=run.first):
+        if image.encrypted:
+            return "encrypted images are left alone; decrypt with qemu-img convert first"
+        if image.data_file:
+            return "its data lies in an external data file, which is left alone"
+        if image.corrupt:
+            return "it is marked corrupt; run qemu-img check -r all first"
+        if image.unknown_features:
+            return f"unknown incompatible features {image.unknown_features:#x}"
+        if index == survivor or not vanishes(task, run.chain, index):
+            continue
+        if image.snapshots:
+            return (
+                f"the {image.snapshots} internal snapshot(s) of {image.name} would be lost; "
+                "delete them with qemu-img snapshot -d, or keep the image"
+            )
+        if image.bitmaps and task.bitmaps == "keep":
+            return (
+                f"the {image.bitmaps} dirty bitmap(s) of {image.name} would be lost; "
+                'write bitmaps = "drop" to allow it'
+            )
+    return None
+
+
+def vanishes(task: Task, chain: Chain, index: int) -> bool:
+    """True where the file of a dropped image is removed; False: it stays on the disk."""
+    return index >= task.frozen and not _golden(task, chain, index)
+
+
+def _golden(task: Task, chain: Chain, index: int) -> bool:
+    """True for a base that the spec no longer lists and leaves on disk."""
+    listed = {wanted.path for wanted in task.wanted}
+    return index == 0 and not task.remove_base and chain[0].path not in listed
+
+
+def _frozen(task: Task, run: Run, index: int) -> str | None:
+    if _golden(task, run.chain, index):
+        return "a dropped base stays as it is unless remove_base = true"
+    if index < task.frozen:
+        own = task.frozen_because(run.chain[index])
+        return own or f"{run.chain[task.frozen - 1].name}, which is shared, stands on it"
+    return None
+
+
+def _format(task: Task, run: Run, image: Image) -> str | None:
+    if image.format == "raw" and run.lower is not None:
+        return "a raw image has no backing file"
+    wanted = run.slot.wanted
+    if run.target in run.chain:
+        asked: Format = run.chain.image(run.target).format
+    else:
+        asked = wanted.format or task.default_format
+    if image.format != asked:
+        return f"it is {image.format}, and {wanted.name} is {asked}"
+    return None
+
+
+def _elsewhere(task: Task, run: Run, image: Image) -> str | None:
+    if image.path == run.target:
+        return None
+    here, there = image.path.parent, run.target.parent
+    if task.filesystems.get(here) != task.filesystems.get(there):
+        return f"it lies on another filesystem than {run.slot.wanted.name}"
+    return None
+
+
+def _too_large(run: Run, image: Image) -> str | None:
+    if image.virtual_size > run.top.virtual_size:
+        return f"it is larger than {run.top.name}, and a commit never shrinks"
+    return None
+
+
+def _own_snapshots(image: Image) -> str | None:
+    if image.snapshots:
+        return (
+            f"its {image.snapshots} internal snapshot(s) would read another backing file; "
+            "delete them with qemu-img snapshot -d first"
+        )
+    return None
+
+
+def _forged(run: Run, image: Image, views: Mapping[Path, View]) -> str | None:
+    if image.format == "raw" and views[run.top.path].forged:
+        return "the guest's first sector looks like an image header, and raw would be taken for it"
+    return None
+
+
+def _unrecorded(task: Task, run: Run) -> str | None:
+    for image in run.chain.images[1 : task.frozen]:
+        if image.recorded_format is None:
+            return f"{image.name}, which is shared, records no backing format for qemu-img"
+    return None
+
+
+def _own_bitmaps(task: Task, image: Image) -> str | None:
+    if image.bitmaps and task.bitmaps == "keep":
+        return f'its {image.bitmaps} dirty bitmap(s) would be wrong; write bitmaps = "drop"'
+    return None
+
+
+def _create(task: Task, run: Run) -> Choice:
+    wanted = run.slot.wanted
+    image_format = wanted.format or task.default_format
+    size = wanted.size or run.lower_size
+    if run.lower is None:
+        if not size:
+            raise Refused(
+                f"{wanted.path} does not exist, and nothing says how large it is to be",
+                f'write {{ file = "{wanted.name}", size = "10G" }}, or restore the file',
+            )
+    elif image_format == "raw":
+        raise Refused(
+            f"{wanted.name} is to be raw, and a raw image has no backing file",
+            'write format = "qcow2"',
+        )
+    elif size < run.lower_size:
+        raise Refused(
+            f"{wanted.name} is to have {human_size(size)}, less than the "
+            f"{human_size(run.lower_size)} of the image below it",
+            "leave `size` out, or write a larger one",
+        )
+    for image in (*run.foreign.images, *run.chain.images):
+        if image.path == run.lower and (image.encrypted or image.data_file):
+            raise Refused(
+                f"{image.name} is encrypted or has an external data file",
+                "create the overlay by hand and list it",
+            )
+    if run.lower is None:
+        reason = f"a new disk of {human_size(size)}"
+    elif run.foreign.images or not run.chain.images:
+        reason = f"a thin instance of {short_name(run.lower)}"
+    else:
+        reason = f"the state of {short_name(run.lower)} becomes a restore point"
+    step = Create(run.target, run.lower, image_format, size)
+    return Choice(0, 0, (Priced(step, 0, reason),))
+
+
+def _into(run: Run, index: int, views: Mapping[Path, View]) -> Choice:
+    """The file of the image at *index* survives."""
+    image, top, extents = run.chain[index], run.top, views[run.top.path].extents
+    depth = run.last - index
+    size = top.virtual_size
+    steps: list[Priced] = []
+    if depth:
+        down = moved(extents, range(depth), image.cluster_size, size)
+        relink = run.target != top.path
+        steps.append(Priced(Commit(top.path, image.path, relink), down, _why(run)))
+    if run.foreign.images and run.lower is not None:
+        up = _foreign_price(run, depth, views)
+        onto = f"the spec has {run.chain[index].name} on {run.foreign.images[-1].name}"
+        steps.append(Priced(Rebase(image.path, run.lower), up, onto))
+    elif index > run.first:
+        up = moved(extents, range(depth + 1, run.last - run.first + 1), image.cluster_size, size)
+        steps.append(Priced(Pull(image.path, run.lower), up, _why(run)))
+    if image.path != run.target:
+        reason = f"its file holds all that {run.slot.wanted.name} is to hold"
+        steps.append(Priced(Rename(image.path, run.target), 0, reason))
+    cost = sum(step.bytes for step in steps)
+    renames = image.path != run.target
+    return Choice(cost, 2 * renames + bool(depth), tuple(steps))
+
+
+def _into_new(run: Run, views: Mapping[Path, View]) -> Choice:
+    """A new file takes all data of the run, and every file of the run stays as it is."""
+    extents, size = views[run.top.path].extents, run.top.virtual_size
+    cluster = 65536
+    up = moved(extents, range(run.last - run.first + 1), cluster, size)
+    create = Create(run.target, run.top.path, "qcow2", size)
+    steps = [Priced(create, 0, f"takes the data of {describe(run.images)}")]
+    if run.foreign.images and run.lower is not None:
+        price = _foreign_price(run, -1, views)
+        steps.append(Priced(Rebase(run.target, run.lower), price, _why(run)))
+    else:
+        price = up
+        steps.append(Priced(Pull(run.target, run.lower), up, _why(run)))
+    return Choice(price, 4, tuple(steps))
+
+
+def _foreign_price(run: Run, depth: int, views: Mapping[Path, View]) -> int:
+    """Bytes that a rebase of the layer at *depth* below the top copies up, at most."""
+    assert run.lower is not None
+    old, new = run.chain.images[: run.last + 1], run.foreign.images
+    common = sum(a.path == b.path for a, b in zip(old, new, strict=False))
+    runs = at_most_differing(
+        own=range(depth + 1),
+        left=range(depth + 1, len(old) - common),
+        mine=views[run.top.path].extents,
+        new=range(len(new) - common),
+        theirs=views[run.lower].extents,
+    )
+    return total(rounded(runs, 65536, run.top.virtual_size))
+
+
+def _why(run: Run) -> str:
+    gone = tuple(image for image in run.images if image.path != run.target)
+    return f"the spec drops {describe(gone)}" if gone else f"it ends in {run.slot.wanted.name}"
+
+
+def _explained(cheapest: Choice, choices: list[Choice]) -> Choice:
+    """*cheapest*, its dearest step saying what the next best way would copy."""
+    dearer = sorted(choice.order for choice in choices if choice is not cheapest)
+    if not dearer or dearer[0][0] <= cheapest.cost or not cheapest.steps:
+        return cheapest
+    other = next(c for c in choices if c.order == dearer[0] and c is not cheapest)
+    way = "committing down" if _mostly(other, Commit) else "pulling up"
+    reason = f"cheapest: {way} would copy {human_size(other.cost)}"
+    named = max(range(len(cheapest.steps)), key=lambda i: cheapest.steps[i].bytes)
+    steps = tuple(
+        Priced(one.step, one.bytes, reason) if position == named else one
+        for position, one in enumerate(cheapest.steps)
+    )
+    return Choice(cheapest.cost, cheapest.rank, steps)
+
+
+def _mostly(choice: Choice, kind: type[Step]) -> bool:
+    if not choice.steps:
+        return False
+    return isinstance(max(choice.steps, key=lambda one: one.bytes).step, kind)
+
+
+def views_needed(task: Task, layout: Layout) -> Iterator[Path]:
+    """Images whose views have to be mapped before `choose` can price *layout*."""
+    first = layout.start
+    for position, slot in enumerate(layout.slots):
+        for last in slot.ends:
+            run = _run(layout, position, first, last)
+            if run.first <= run.last and (run.merges or run.foreign.images or len(slot.ends) > 1):
+                yield run.top.path
+                if run.foreign.images and run.lower is not None:
+                    yield run.lower
+        if slot.ends:
+            first = slot.ends.start + 1

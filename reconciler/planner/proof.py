@@ -1,0 +1,252 @@
+"""
+The proof that every plan must pass: played on a symbolic model, each kept view
+reads the same after every step.
+
+The model gives every image the data it holds as a word of letters, lowest
+first.  A letter is the data that one image held in the beginning, or zeroes
+from some byte on.  The view of an image is the word of its backing file
+followed by its own: later letters win.  Because a letter writes the same bytes
+wherever it stands, only its last place in a word counts, so two views are
+equal if their words, reduced to last places, are.
+
+An image that is shorter than the one below it reads, from above, as zeroes
+beyond its end: the letter ``Zeroes(end)`` between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import assert_never
+
+from reconciler.model.errors import ReconcilerError
+from reconciler.model.image import Chain, short_name
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Forget,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+    Step,
+)
+
+
+class ProofFailed(ReconcilerError):
+    """A plan would break the promise; a bug of the planner, and never executed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """
+    What one image held in the beginning.
+
+    Attributes:
+        origin: The image.
+        limit: Its size in bytes then; the letter writes nothing beyond.
+        total: Nothing below shows through, beyond *limit* neither.
+    """
+
+    origin: str
+    limit: int
+    total: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Zeroes:
+    """Zeroes from byte *start* to the end."""
+
+    start: int
+
+
+Letter = Data | Zeroes
+Word = tuple[Letter, ...]
+
+
+def reduced(word: Word, size: int) -> Word:
+    """The one shortest form of *word*, as far as a reader of *size* bytes can tell."""
+    kept: list[Letter] = []
+    zeroes_from = size
+    for letter in reversed(word):
+        if isinstance(letter, Zeroes):
+            if letter.start < zeroes_from:
+                kept.append(letter)
+                zeroes_from = letter.start
+        elif letter not in kept:
+            kept.append(letter)
+            if letter.total:
+                break
+    letters = kept[::-1]
+    while (at := _out_of_order(letters)) is not None:
+        below, above = letters[at], letters[at + 1]
+        if isinstance(below, Zeroes) or below.total:
+            del letters[at + 1]  # these bytes are zeroes already
+        else:
+            letters[at : at + 2] = [above, below]
+    return tuple(letters)
+
+
+def _out_of_order(letters: list[Letter]) -> int | None:
+    """Where zeroes stand right above a letter that writes nothing where they do."""
+    for at, (below, above) in enumerate(pairwise(letters)):
+        if isinstance(above, Zeroes):
+            edge = below.start if isinstance(below, Zeroes) else below.limit
+            if edge <= above.start:
+                return at
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One image of the model: its data, what it stands on, and its size in bytes."""
+
+    word: Word
+    backing: Path | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All images of the model, and which one is active."""
+
+    images: Mapping[Path, Held]
+    active: Path | None
+
+    @classmethod
+    def of(cls, chains: Iterable[Chain], active: Path | None) -> World:
+        """The world before the first step; every image holds the letter of its own."""
+        images: dict[Path, Held] = {}
+        for chain in chains:
+            below: Path | None = None
+            for image in chain:
+                letter = Data(str(image.path), image.virtual_size, total=below is None)
+                images[image.path] = Held((letter,), below, image.virtual_size)
+                below = image.path
+        return cls(images, active)
+
+    def view(self, path: Path) -> Word:
+        """The unreduced word of the view of *path*; ProofFailed where the chain is broken."""
+        held = self._held(path)
+        if held.backing is None:
+            return held.word
+        below = self._held(held.backing)
+        shorter = (Zeroes(below.size),) if below.size < held.size else ()
+        cut = (Zeroes(held.size),) if held.size < below.size else ()
+        return (*self.view(held.backing), *shorter, *cut, *held.word)
+
+    def reads(self, path: Path, size: int | None = None) -> tuple[int, Word]:
+        """Size and reduced word of what a reader of *path* sees, up to *size* bytes."""
+        limit = self._held(path).size if size is None else size
+        return limit, reduced(self.view(path), limit)
+
+    def _held(self, path: Path) -> Held:
+        try:
+            return self.images[path]
+        except KeyError:
+            raise ProofFailed(f"{path} is named and does not exist") from None
+
+    def above(self, base: Path | None, top: Path) -> Word:
+        """The word that *top* and all images above *base* add to the view of *base*."""
+        word: Word = ()
+        at: Path | None = top
+        while at != base:
+            if at is None:
+                raise ProofFailed(f"{base} is not below {top}")
+            held = self._held(at)
+            below = self.images.get(held.backing) if held.backing else None
+            edge: Word = ()
+            if below is not None and held.size != below.size:
+                edge = (Zeroes(min(held.size, below.size)),)
+            word = (*edge, *held.word, *word)
+            at = held.backing
+        return word
+
+    def after(self, step: Step) -> World:
+        """The world that *step* leaves behind."""
+        images = dict(self.images)
+        active = self.active
+        match step:
+            case Create(image, backing, _, size):
+                word: Word = () if backing else (Data(str(image), size, total=True),)
+                images[image] = Held(word, backing, size)
+                active = image
+            case Commit(top, base, relink):
+                lower = self._held(base)
+                size = max(lower.size, self._held(top).size)
+                images[base] = Held((*lower.word, *self.above(base, top)), lower.backing, size)
+                if relink:
+                    for path, held in self.images.items():
+                        if held.backing == top:
+                            images[path] = replace(held, backing=base)
+                    active = base if active == top else active
+            case Pull(into, base):
+                images[into] = replace(self._held(into), word=self.above(base, into), backing=base)
+            case Rebase(image, backing):
+                held = self._held(image)
+                same = held.backing is not None and _same(self, held.backing, backing)
+                word = held.word if same else self.above(None, image)
+                images[image] = replace(held, word=word, backing=backing)
+            case Rename(source, target):
+                images[target] = images.pop(source)
+                for path, held in list(images.items()):
+                    if held.backing == source:
+                        images[path] = replace(held, backing=target)
+                active = target if active == source else active
+            case Resize(image, size):
+                held = self._held(image)
+                images[image] = replace(held, word=(Zeroes(held.size), *held.word), size=size)
+            case Attach(image):
+                active = image
+            case Remove(image):
+                images.pop(image, None)
+            case Forget():
+                pass
+            case _:
+                assert_never(step)
+        return World(images, active)
+
+
+def _same(world: World, one: Path, other: Path) -> bool:
+    return one == other or (one in world.images and world.reads(one) == world.reads(other))
+
+
+def prove(
+    world: World,
+    steps: Iterable[Step],
+    *,
+    kept: Iterable[Path],
+    untouched: Iterable[Path],
+    current: Path | None,
+) -> World:
+    """
+    The world after *steps*, each of which keeps the promise.
+
+    Args:
+        world: Before the first step.
+        kept: Restore points that must read the same at every moment.
+        untouched: Images that must hold the same data and stand on the same
+            image at every moment: templates, shared and foreign ones.
+        current: The image whose view is the current state; None: a new disk.
+
+    Raises:
+        ProofFailed: A step breaks the promise.
+    """
+    views = {path: world.reads(path) for path in kept}
+    state = world.reads(current) if current else None
+    frozen = {path: world.images[path] for path in untouched if path in world.images}
+    for step in steps:
+        world = world.after(step)
+        for path, view in views.items():
+            if world.reads(path) != view:
+                raise ProofFailed(f"{step} changes the restore point {short_name(path)}")
+        for path, held in frozen.items():
+            if world.images.get(path) != held:
+                raise ProofFailed(f"{step} changes {short_name(path)}, which is not ours")
+        if state and (world.active is None or world.reads(world.active, state[0]) != state):
+            raise ProofFailed(f"{step} changes the current state")
+    return world

@@ -1,0 +1,111 @@
+"""Everything the planner knows about one disk: plain values, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from reconciler.model.extents import Extents
+from reconciler.model.image import Chain, Format, Image
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """
+    One image of the desired chain.
+
+    Attributes:
+        path: Absolute path with symbolic links resolved.
+        image: What is there under this path; None: nothing yet.
+    """
+
+    path: Path
+    name: str
+    image: Image | None = None
+    format: Format | None = None
+    size: int | None = None
+    template: bool = False
+    restore_point: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """
+    What the planner has to know of the view of an image.
+
+    Attributes:
+        extents: Who provides which bytes; depth 0 is the image itself.
+        forged: The first sector holds the magic of an image format, so that a
+            raw file with this content could be taken for that format.
+    """
+
+    extents: Extents
+    forged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """
+    One disk to be planned.
+
+    Attributes:
+        chain: The observed chain; empty: the disk is new.
+        wanted: The desired chain.
+        discard: Images whose data may be thrown away.
+        outside: Chains of the wanted images that exist and are not in *chain*.
+        users: Who else stands on an image of the chain, in words.
+        templates: Images that some disk of the spec calls a template.
+        strangers: Unlisted overlays that stand on the observed active image.
+        filesystems: Device number of each folder concerned.
+        free: Bytes free, by device number.
+        busy: The active image is open for writing by another program.
+    """
+
+    domain: str
+    target: str
+    chain: Chain
+    wanted: tuple[Wanted, ...]
+    discard: frozenset[Path] = frozenset()
+    remove_base: bool = False
+    bitmaps: Literal["keep", "drop"] = "keep"
+    default_format: Format = "qcow2"
+    outside: Mapping[Path, Chain] = field(default_factory=dict)
+    users: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    templates: frozenset[Path] = frozenset()
+    strangers: tuple[Path, ...] = ()
+    filesystems: Mapping[Path, int] = field(default_factory=dict)
+    free: Mapping[int, int] = field(default_factory=dict)
+    busy: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.domain}:{self.target}"
+
+    def frozen_because(self, image: Image) -> str | None:
+        """Why *image* may only be read; None: it belongs to this chain alone."""
+        if image.path in self.templates:
+            return "it is a template"
+        if users := self.users.get(image.path):
+            return f"{_some(users)} stand{'s' if len(users) == 1 else ''} on it"
+        if image.links > 1:
+            return "it has a second name (hard link)"
+        return None
+
+    @property
+    def frozen(self) -> int:
+        """
+        How many images, from the base, may only be read.
+
+        An image below a shared one is a part of the shared one's view.
+        """
+        return max(
+            (index + 1 for index, image in enumerate(self.chain) if self.frozen_because(image)),
+            default=0,
+        )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:2])
+    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown

@@ -1,0 +1,7 @@
+"""From TOML to desired chains: the schema first, then the meaning; all problems at once."""
+
+from __future__ import annotations
+
+from reconciler.spec.read import load
+
+__all__ = ["load"]

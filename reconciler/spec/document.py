@@ -1,0 +1,173 @@
+"""One spec file: its data, and the place of every key."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reconciler.model.desired import Location
+from reconciler.model.errors import Problem, SpecError
+from reconciler.spec.positions import STRING, KeyPath, Positions
+
+MAX_BYTES = 1024 * 1024
+"""Largest spec file; a folder of them may hold more."""
+
+MAX_DEPTH = 32
+"""Most levels of dotted keys, lists and tables inside one another; a spec has 8."""
+
+MAX_WORD = 1024
+"""Longest key, number or date, in characters; Python writes no integer of 4300 digits."""
+
+_TOKEN = re.compile(
+    rf"(?P<string>{STRING})|(?P<comment>#[^\n]*+)"
+    rf"|(?P<mark>[\n,.=\[\]{{}}])|(?P<word>[^\s\"'#,.=\[\]{{}}]++)|(?P<quote>[\"'])"
+)
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """
+    A spec file as it was read.
+
+    Attributes:
+        file: The path as the user gave it; in a folder, joined to the folder's.
+        data: What the TOML says.
+    """
+
+    file: Path
+    data: dict[str, Any]
+    positions: Positions
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the file, absolute; links unresolved."""
+        return self.file.absolute().parent
+
+    def locate(self, path: KeyPath) -> Location:
+        """The place of the key at *path*, or of its nearest parent."""
+        return Location(self.file, *self.positions.find(path))
+
+    def problem(self, path: KeyPath, what: str, *, where: KeyPath | None = None) -> Problem:
+        """A problem of the key at *path*, told as one of *where* (default: the same)."""
+        return Problem(self.locate(path), where_of(path if where is None else where), what)
+
+
+def where_of(path: KeyPath) -> str:
+    """``domain.disk`` for a path inside a disk, else the path itself, or ``spec`` for the root."""
+    if len(path) >= 4 and path[0] == "domains" and path[2] == "disks":
+        path = (path[1], path[3])
+    return ".".join(_plain(str(part)) for part in path) or "spec"
+
+
+def quote(text: str) -> str:
+    """*text* in double quotes for one line of a message: escaped, and cut where it is long."""
+    if len(text) > 80:
+        text = f"{text[:77]}..."
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _plain(part: str) -> str:
+    return part if part.isprintable() and 0 < len(part) <= 80 else quote(part)
+
+
+def read_document(file: Path) -> Document:
+    """
+    The spec file at *file*.
+
+    Raises:
+        SpecError: The file cannot be read, is no TOML, or is beyond the limits.
+    """
+    text = _read_text(file)
+    _check_limits(file, text)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(file, text, str(error)) from error
+    except (ValueError, RecursionError) as error:
+        # tomllib lets some errors of int() and of the interpreter through.
+        raise _at(file, text, 0, f"not valid TOML: {error}") from error
+    if not data:
+        example = (
+            'version = 1, and a disk such as [domains.web.disks.vda] with chain = ["web.qcow2"]'
+        )
+        raise _at(file, text, 0, f"the file is empty; write {example}")
+    return Document(file, data, Positions(text))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise _at(
+            file, "", 0, "there is no such file or folder; name a spec that exists"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise _at(file, "", 0, f"cannot be read: {reason}; make it readable") from error
+    if len(raw) > MAX_BYTES:
+        advice = "split it into several files of one folder"
+        raise _at(file, "", 0, f"the file is larger than {MAX_BYTES // 1024} KiB; {advice}")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode()
+        raise _at(file, before, len(before), "not UTF-8; save the file as UTF-8") from error
+    if text.startswith("\ufeff"):
+        advice = "save the file as UTF-8 without one"
+        raise _at(file, text, 0, f"the file starts with a byte order mark; {advice}")
+    return text
+
+
+def _check_limits(file: Path, text: str) -> None:
+    """
+    Refuse a text on which tomllib would spend minutes or run out of stack.
+
+    Up to its first syntax error, tomllib sees the same tokens as this loop,
+    and there it stops; so does the loop at a string without an end.
+
+    Source: with Python 3.11 a dotted key of 40 KB takes 4 s and 1.5 GiB.
+    """
+    outer: list[int] = []
+    depth = dots = start = 0
+    for match in _TOKEN.finditer(text):
+        kind, mark = match.lastgroup, match[0]
+        if kind == "quote":
+            return
+        if mark == ".":
+            dots += 1
+        elif mark in ("[", "{"):
+            outer.append(dots + 1)
+            depth += dots + 1
+        elif mark in ("]", "}") and outer:
+            depth -= outer.pop()
+        length = len(mark) if kind == "word" else match.start() - start if mark == "=" else 0
+        if length > MAX_WORD:
+            what = f"a key or number has more than {MAX_WORD} characters; write a shorter one"
+            raise _at(file, text, start, what)
+        if depth + dots > MAX_DEPTH:
+            what = f"keys are nested more than {MAX_DEPTH} levels deep; a spec needs 8"
+            raise _at(file, text, start, what)
+        if mark in ("\n", ",", "[", "{"):
+            dots, start = 0, match.end()
+
+
+def _syntax_error(file: Path, text: str, message: str) -> SpecError:
+    """tomllib's complaint, at the place that it names."""
+    place = _PLACE.search(message)
+    what = f"not valid TOML: {_PLACE.sub('', message)}"
+    if place and place[1]:
+        location = Location(file, int(place[1]), int(place[2]))
+        return SpecError([Problem(location, "spec", what)])
+    return _at(file, text, len(text.rstrip()), what)
+
+
+def _at(file: Path, text: str, offset: int, what: str) -> SpecError:
+    line_start = text.rfind("\n", 0, offset) + 1
+    location = Location(file, text.count("\n", 0, offset) + 1, offset - line_start + 1)
+    return SpecError([Problem(location, "spec", what)])

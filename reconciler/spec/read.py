@@ -1,0 +1,119 @@
+"""From the paths of spec files to the disks they ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from reconciler.model.desired import Location, Spec
+from reconciler.model.errors import Problem, SpecError
+from reconciler.spec import schema
+from reconciler.spec.document import Document, read_document
+from reconciler.spec.meaning import meaning
+from reconciler.spec.positions import KeyPath
+
+
+def load(paths: Sequence[Path]) -> Spec:
+    """
+    Every disk that the specs at *paths* ask for, with every default filled in.
+
+    Each path is a file, or a folder whose ``*.toml`` files are read as one
+    spec.  Every spec has defaults of its own; no disk and no active image may
+    be in two of them.
+
+    Raises:
+        SpecError: The specs have problems; it carries all of them.
+    """
+    problems: list[Problem] = []
+    seen: set[str] = set()
+    specs = [_read_spec(path, seen, problems) for path in paths]
+    disks, found = meaning(specs)
+    problems += found
+    if problems:
+        raise SpecError(problems)
+    sources = tuple(document.file.absolute() for documents in specs for document in documents)
+    return Spec(sources=sources, disks=disks)
+
+
+def _read_spec(path: Path, seen: set[str], problems: list[Problem]) -> list[Document]:
+    """The files of one spec, as far as they keep to the schema."""
+    documents = []
+    found: list[Problem] = []
+    domains = False
+    try:
+        files = _files(path)
+    except SpecError as error:
+        problems += error.problems
+        return []
+    for file in files:
+        identity = os.path.realpath(file)
+        if identity in seen:
+            found.append(_problem(file, "this file is given twice; name it once"))
+            continue
+        seen.add(identity)
+        try:
+            document = read_document(file)
+        except SpecError as error:
+            found += error.problems
+            continue
+        domains = domains or bool(document.data.get("domains"))
+        found += _check(document)
+        documents.append(document)
+    if not domains and not found:
+        example = '[domains.web.disks.vda] with chain = ["web.qcow2"]'
+        found.append(_problem(path, f"no domains; write a disk, such as {example}"))
+    problems += found
+    return documents
+
+
+def _files(path: Path) -> list[Path]:
+    """The file *path*, or the spec files of the folder *path* in the order of their names."""
+    if not os.path.isdir(path):
+        return [path]
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        what = f"the folder cannot be read: {error.strerror}; make it readable"
+        raise SpecError([_problem(path, what)]) from error
+    files = [path / name for name in names if name.endswith(".toml") and name[0] != "."]
+    files = [file for file in files if file.is_file()]
+    if not files:
+        what = "the folder has no *.toml files; write one, or name another folder"
+        raise SpecError([_problem(path, what)])
+    return files
+
+
+def _problem(path: Path, what: str) -> Problem:
+    return Problem(Location(path, 1, 1), "spec", what)
+
+
+def _check(document: Document) -> Iterator[Problem]:
+    """
+    What breaks the schema in *document*; the parts at fault are dropped from its data.
+
+    The rest keeps to the schema, so the meaning of it can be checked as well.
+    """
+    for fault in schema.check(document.data):
+        where = fault.path[:-1] if fault.key_itself else fault.path
+        yield document.problem(fault.path, fault.what, where=where)
+        _drop(document.data, fault.path if fault.key_itself else _unit(fault.path))
+
+
+def _unit(path: KeyPath) -> KeyPath:
+    """The smallest part around *path* that has a meaning without what is at fault."""
+    if path[:1] == ("domains",):
+        return path[:4] if path[2:3] == ("disks",) else path[:2]
+    return path
+
+
+def _drop(data: dict[str, Any], path: KeyPath) -> None:
+    if path == ("version",):
+        data.clear()  # nothing of another version is understood
+    table: Any = data
+    with suppress(KeyError, IndexError, TypeError):  # gone already, with its parent
+        for key in path[:-1]:
+            table = table[key]
+        del table[path[-1]]

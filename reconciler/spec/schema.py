@@ -1,0 +1,182 @@
+"""The first check of a spec: the JSON Schema, with its errors told as sentences."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reconciler.spec.document import quote
+from reconciler.spec.positions import KeyPath
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+FORMS = {
+    "version": "version = 1",
+    "defaults": "a table, such as [defaults]",
+    "domains": "a table, such as [domains.web.disks.vda]",
+    "domain": "a table, such as [domains.web.disks.vda]",
+    "disks": "a table of disks, such as [domains.web.disks.vda]",
+    "disk": 'a table with the key chain, such as { chain = ["base.qcow2", "web.qcow2"] }',
+    "chain": 'the images, base first, such as chain = ["base.qcow2", "web.qcow2"]',
+    "entry": 'a file name, or a table such as { file = "base.qcow2", template = true }',
+    "discard": 'a list of file names, such as ["old.qcow2"]',
+    "file": 'a file name, such as file = "web.qcow2"',
+    "active": 'a file name, such as active = "web.qcow2"',
+    "name": 'a file name, such as "web.qcow2"',
+    "size": 'bytes or a string such as "10G"',
+    "template": "true or false",
+    "restore_point": "true or false",
+    "remove_base": "true or false",
+    "description": "a text in quotes",
+    "connection": 'a libvirt URI such as "qemu:///system", or leave the key out',
+    "directory": 'a folder, such as "/var/lib/libvirt/images"',
+}
+"""What to write for each key, told where something else stands there."""
+
+_TYPES = {bool: "a boolean", int: "an integer", float: "a float", list: "a list", dict: "a table"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """
+    One way in which data breaks the schema.
+
+    Attributes:
+        path: The key at fault.
+        what: What is wrong, and what to write instead.
+        key_itself: The key should not be there, under this name; what its
+            value says is another matter.
+    """
+
+    path: KeyPath
+    what: str
+    key_itself: bool = False
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a spec: of the installed package, else of the source tree."""
+    installed = importlib.resources.files("reconciler") / "schemas" / "chain.schema.json"
+    in_tree = Path(__file__).parents[2] / "schemas" / "chain.schema.json"
+    text = (installed if installed.is_file() else in_tree).read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def check(data: dict[str, Any]) -> tuple[Fault, ...]:
+    """
+    Every way in which *data* breaks the schema.
+
+    Of another version nothing else can be judged, so that is told alone.
+    """
+    faults = dict.fromkeys(
+        fault for error in _validator().iter_errors(data) for fault in _faults(error)
+    )
+    other_version = tuple(fault for fault in faults if fault.path == ("version",))
+    return other_version or tuple(faults)
+
+
+@cache
+def _validator() -> Validator:
+    # jsonschema takes 90 ms to import: a command that reads no spec goes without.
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    # JSON has one kind of number; in TOML 1.0 is a float, and no size.
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    strict = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
+    validator: Validator = strict(schema())
+    return validator
+
+
+def _faults(error: Any) -> Iterator[Fault]:
+    """*error*, a jsonschema ValidationError, as it reads for the author of a spec."""
+    path: KeyPath = tuple(error.absolute_path)
+    value, rule = error.instance, error.validator_value
+    if "propertyNames" in error.absolute_schema_path:
+        what = "is empty" if error.validator == "minLength" else "has a control character"
+        what = f"the name {quote(value)} {what}; write the name that libvirt shows"
+        yield Fault((*path, value), what, key_itself=True)
+        return
+    match error.validator:
+        case "additionalProperties":
+            known = list(error.schema["properties"])
+            for key in value.keys() - set(known):
+                yield Fault((*path, key), _unknown(key, known), key_itself=True)
+        case "required":
+            for key in (key for key in rule if key not in value):
+                yield Fault(path, f"{key} is missing; write {FORMS[key]}")
+        case "const":
+            what = f"version is {_shown(value)}; this virt-chain reads version = {rule}"
+            yield Fault(path, what)
+        case "enum":
+            choices = " or ".join(quote(choice) for choice in rule)
+            yield Fault(path, f"{_subject(path)} is {_shown(value)}; write {choices}")
+        case "type":
+            yield Fault(path, f"{_subject(path)} is {_type(value)}; write {FORMS[_form(path)]}")
+        case "not":
+            advice = "write the name without it"
+            yield Fault(path, f"{_subject(path)} has a control character; {advice}")
+        case "minItems" | "minLength" | "minProperties":
+            yield Fault(path, f"{_subject(path)} is empty; write {FORMS[_form(path)]}")
+        case "maxLength":
+            what = f"{_subject(path)} has {len(value)} characters; write {FORMS[_form(path)]}"
+            yield Fault(path, what)
+        case "minimum" | "maximum":
+            advice = "a disk has from 512 bytes to 8 EiB"
+            yield Fault(path, f"{_subject(path)} is out of range; {advice}")
+        case _:
+            yield Fault(path, f"{_subject(path)}: {error.message}")
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    advice = f"did you mean {quote(near[0])}?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key {quote(key)}; {advice}"
+
+
+def _subject(path: KeyPath) -> str:
+    """The key at *path* in a sentence; list elements count from 1."""
+    match path:
+        case (*_, str(key), int(index)):
+            return f"entry {index + 1} of {key}"
+        case (*_, key) if str(key).isprintable() and key:
+            return str(key)
+        case (*_, key):
+            return quote(str(key))
+    return "the spec"
+
+
+def _form(path: KeyPath) -> str:
+    """The key of FORMS that tells what belongs at *path*."""
+    match path:
+        case (*_, "chain", int()):
+            return "entry"
+        case (*_, int()):
+            return "name"
+        case ("domains", _):
+            return "domain"
+        case ("domains", _, "disks", _):
+            return "disk"
+    return str(path[-1])
+
+
+def _type(value: object) -> str:
+    return "a string" if isinstance(value, str) else _TYPES.get(type(value), "a date or time")
+
+
+def _shown(value: object) -> str:
+    """*value* as TOML has it, where that is short; else its type."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) and abs(value) < 10**9 else _type(value)

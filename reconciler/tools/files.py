@@ -1,0 +1,160 @@
+"""Files and folders: durable renames, locks, and facts from the filesystem."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from reconciler.model.errors import Busy
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""``struct flock`` on 64-bit Linux: type, whence, start, length, pid."""
+_PERM_WRITE = 101
+_SHARE_WRITE = 201
+"""
+QEMU locks byte 100 + n of a file for each permission n that it uses, and byte
+200 + n for each that it denies to others; writing is permission 1.
+Source: QEMU, block/file-posix.c, raw_apply_lock_bytes.
+"""
+
+
+def sync(path: Path) -> None:
+    """Make the content of the file or folder *path* durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """
+    Rename *source* to *target*, durably, where *target* does not exist yet.
+
+    Raises:
+        FileExistsError: *target* exists; nothing was changed.
+    """
+    result = _libc.renameat2(
+        _AT_FDCWD,
+        os.fsencode(source),
+        _AT_FDCWD,
+        os.fsencode(target),
+        _RENAME_NOREPLACE,
+    )
+    if result:
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(target))
+        # a filesystem without RENAME_NOREPLACE: link fails where the name is taken
+        os.link(source, target)
+        os.unlink(source)
+    sync(target.parent)
+
+
+def rename_over(source: Path, target: Path) -> None:
+    """Put *source* in the place of *target*, in one durable act."""
+    os.rename(source, target)
+    sync(target.parent)
+    if source.parent != target.parent:
+        sync(source.parent)
+
+
+def remove(path: Path) -> None:
+    """Unlink *path* durably; a file that is gone already is fine."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    sync(path.parent)
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """
+    Hold the lock on the file or folder *path* alone; it goes with its holder.
+
+    Raises:
+        Busy: Another process holds it; *what* tells the reader what is held.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Busy(
+                f"another virt-chain is working on {what}; wait for it, then apply again"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def written_by_other(path: Path) -> bool:
+    """
+    True while another program (a guest's QEMU) has the image open for writing.
+
+    Source: FIELD_NOTES; QEMU's locks are open file description locks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _conflicts(descriptor, _PERM_WRITE)
+    finally:
+        os.close(descriptor)
+
+
+def _conflicts(descriptor: int, byte: int) -> bool:
+    probe = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, probe)
+    except OSError:
+        return False  # a filesystem without locks; QEMU works unlocked there, too
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """
+    Keep every QEMU from opening the image *path* for writing meanwhile.
+
+    The guard is QEMU's own lock "others may not write" and goes with its
+    holder; readers are unaffected.
+
+    Raises:
+        Busy: A guest or another program has the image open for writing.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        lock = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _SHARE_WRITE, 1, 0)
+        with suppress(OSError):  # a filesystem without locks has no guard to give
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        if _conflicts(descriptor, _PERM_WRITE):
+            raise Busy(f"{path} is open for writing; shut the guest off, then apply again")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_regular(path: Path) -> bool:
+    """True where *path* is a regular file, links followed."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that an unprivileged writer may still use on the filesystem of *folder*."""
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize

@@ -1,0 +1,132 @@
+"""The one place that starts other programs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from reconciler.model.errors import ToolFailed
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    """A killed virt-chain takes its child along: nobody writes unobserved."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def start(
+    argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), stdin: int | None = None
+) -> subprocess.Popen[bytes]:
+    """
+    Start *argv* with pipes on stdout and stderr, out of reach of a Ctrl-C.
+
+    Raises:
+        ToolFailed: The program is not installed.
+    """
+    words = [os.fspath(word) for word in argv]
+    log.debug("run %s", words)
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            bufsize=0,
+            # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
+            preexec_fn=_die_with_parent,
+        )
+    except FileNotFoundError as error:
+        missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"
+        raise ToolFailed(words, 127, missing) from error
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    accept: Sequence[int] = (0,),
+    progress: Callable[[bytes], None] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> tuple[int, bytes]:
+    """
+    Exit code and standard output of *argv*.
+
+    Args:
+        accept: Exit codes that are no error.
+        progress: Called with each piece of standard output as it arrives.
+
+    Raises:
+        ToolFailed: The program is missing, or ended with another exit code.
+    """
+    child = start(argv, pass_fds=pass_fds)
+    try:
+        if progress is None:
+            out, err = child.communicate()
+        else:
+            out, err = _follow(child, progress)
+    except BaseException:
+        stop(child)
+        raise
+    if child.returncode not in accept:
+        raise ToolFailed(
+            [os.fspath(word) for word in argv],
+            child.returncode,
+            err.decode(errors="replace"),
+        )
+    return child.returncode, out
+
+
+def _follow(
+    child: subprocess.Popen[bytes], progress: Callable[[bytes], None]
+) -> tuple[bytes, bytes]:
+    stdout: IO[bytes] | None = child.stdout
+    assert stdout is not None
+    pieces = []
+    while piece := os.read(stdout.fileno(), 65536):
+        pieces.append(piece)
+        progress(piece)
+    # stderr of these tools is a few lines and fits the pipe
+    _, err = child.communicate()
+    return b"".join(pieces), err
+
+
+def stop(child: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+    """End *child*: asked first, killed after *patience* seconds."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(patience)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
+
+
+def wait_readable(descriptor: int, seconds: float) -> bool:
+    """True as soon as *descriptor* has something to read; False after *seconds*."""
+    return bool(select.select([descriptor], [], [], seconds)[0])
+
+
+def installed(program: str) -> bool:
+    """True where *program* is on the PATH."""
+    return shutil.which(program) is not None
+
+
+def _package(program: str) -> str:
+    return {"qemu-storage-daemon": "qemu-system-common"}.get(program, "qemu-utils")

@@ -1,0 +1,176 @@
+"""
+The header of a qcow2 image, read without QEMU.
+
+Everything in a header is untrusted: each offset and length is checked before
+it is used, and at most one cluster is read.
+
+Source: QEMU, docs/interop/qcow2.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.model.errors import ObserveError
+
+MAGIC = b"QFI\xfb"
+MAX_HEADER = 2 * 1024 * 1024
+"""Bytes of the largest cluster, in which header, extensions and names lie."""
+_MAX_NAME = 1023
+"""Bytes of the longest backing name that QEMU takes."""
+
+_FIXED = struct.Struct(">4sIQIIQIIQQIIQ")
+_V3 = struct.Struct(">QQQII")
+
+_EXT_END = 0
+_EXT_BACKING_FORMAT = 0xE2792ACA
+_EXT_BITMAPS = 0x23852875
+
+_DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
+_KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the header says; sizes in bytes."""
+
+    virtual_size: int
+    cluster_size: int
+    backing: str | None
+    backing_format: str | None
+    snapshots: int
+    bitmaps: int
+    encrypted: bool
+    data_file: bool
+    corrupt: bool
+    unknown_features: int
+
+
+def read_header(descriptor: int, name: Path) -> Header | None:
+    """
+    The qcow2 header behind *descriptor*; None where the magic is another.
+
+    Args:
+        descriptor: An open regular file.
+        name: Its name, for messages.
+
+    Raises:
+        ObserveError: The file begins as qcow2, and its header is broken.
+    """
+    start = os.pread(descriptor, 4096, 0)
+    if start[:4] != MAGIC:
+        return None
+    try:
+        return _parse(descriptor, start)
+    except (struct.error, ValueError) as error:
+        raise ObserveError(f"{name}: the qcow2 header is broken: {error}") from error
+
+
+def _parse(descriptor: int, start: bytes) -> Header:
+    (_, version, name_at, name_length, bits, size, crypt, *_rest) = _FIXED.unpack_from(start)
+    snapshots = _rest[-2]
+    if version not in (2, 3):
+        raise ValueError(f"version {version} is neither 2 nor 3")
+    if not 9 <= bits <= 21:
+        raise ValueError(f"{bits} cluster bits are outside 9 to 21")
+    if size >= 2**63:
+        raise ValueError(f"a virtual size of {size} bytes is beyond 8 EiB")
+    incompatible, header_length = 0, 72
+    if version == 3:
+        incompatible, _, _, _, header_length = _V3.unpack_from(start, _FIXED.size)
+    cluster = 1 << bits
+    head = os.pread(descriptor, min(cluster, MAX_HEADER), 0)
+    backing = None
+    if name_at:
+        if not 0 < name_length <= _MAX_NAME or name_at + name_length > len(head):
+            raise ValueError("the backing name lies outside the first cluster")
+        backing = os.fsdecode(head[name_at : name_at + name_length])
+    extensions = _extensions(head, header_length, name_at or len(head))
+    recorded = extensions.get(_EXT_BACKING_FORMAT)
+    bitmaps = extensions.get(_EXT_BITMAPS, b"")
+    return Header(
+        virtual_size=size,
+        cluster_size=cluster,
+        backing=backing,
+        backing_format=recorded.decode("ascii", "replace") if recorded else None,
+        snapshots=snapshots,
+        bitmaps=struct.unpack_from(">I", bitmaps)[0] if len(bitmaps) >= 4 else 0,
+        encrypted=crypt != 0,
+        data_file=bool(incompatible & _DATA_FILE),
+        corrupt=bool(incompatible & _CORRUPT),
+        unknown_features=incompatible & ~_KNOWN,
+    )
+
+
+def _extensions(head: bytes, at: int, end: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    while at + 8 <= min(end, len(head)):
+        kind, length = struct.unpack_from(">II", head, at)
+        if kind == _EXT_END:
+            break
+        if at + 8 + length > len(head):
+            raise ValueError("a header extension lies outside the first cluster")
+        found[kind] = head[at + 8 : at + 8 + length]
+        at += 8 + (length + 7) // 8 * 8
+    return found
+
+
+def backing_path(recorded: str, overlay: Path) -> Path:
+    """
+    The local file that the backing name *recorded* in *overlay* means.
+
+    Relative names start from the folder of the overlay, as QEMU has it.
+
+    Raises:
+        ObserveError: The name is no local file: a protocol, or a ``json:``
+            name of anything but a qcow2 or raw image on a file.
+    """
+    name = recorded
+    if name.startswith("json:"):
+        name = _json_filename(name[len("json:") :], overlay)
+    elif name.startswith("file:"):
+        name = name[len("file:") :]
+        if not name.startswith("/"):
+            raise ObserveError(
+                f"{overlay}: the backing name {recorded!r} depends on the folder that QEMU is "
+                "started in; record an absolute name with qemu-img rebase -u"
+            )
+    elif ":" in name.split("/", 1)[0]:
+        raise ObserveError(f"{overlay}: the backing name {recorded!r} is no local file")
+    if not name or "\0" in name:
+        raise ObserveError(f"{overlay}: the backing name {recorded!r} names no file")
+    return overlay.parent / name
+
+
+def _json_filename(text: str, overlay: Path) -> str:
+    refused = ObserveError(
+        f"{overlay}: the backing name json:{text} is no plain qcow2 or raw image on a local file"
+    )
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise refused from error
+    flat = dict(_flatten(tree, "")) if isinstance(tree, dict) else {}
+    if flat.get("driver") in ("file", None) and "filename" in flat:
+        flat = {"driver": "raw", "file.driver": "file", "file.filename": flat["filename"]}
+    allowed = {"driver", "file.driver", "file.filename"}
+    if set(flat) - allowed or flat.get("driver") not in ("qcow2", "raw"):
+        raise refused
+    filename = flat.get("file.filename")
+    if flat.get("file.driver", "file") != "file" or not isinstance(filename, str):
+        raise refused
+    return filename
+
+
+def _flatten(tree: dict[str, object], prefix: str) -> list[tuple[str, object]]:
+    flat: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            flat.append((f"{prefix}{key}", value))
+    return flat

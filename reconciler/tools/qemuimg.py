@@ -1,0 +1,213 @@
+"""
+qemu-img: command lines, and what its answers mean.
+
+Building a command line and running it are two functions, so that the first
+is tested as a table.  Absolute names settle every question of odd file names:
+a colon after the first slash is no protocol, and ``-`` starts no option.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from reconciler.model.errors import ToolFailed
+from reconciler.model.extents import Extent, Extents
+from reconciler.model.image import Format, Image
+from reconciler.tools import process
+
+Argv = list[str]
+Progress = Callable[[float], None]
+"""Called with the part that is done, from 0 to 1."""
+
+_PERCENT = re.compile(rb"\(\s*(\d+(?:\.\d+)?)/100%\)")
+
+
+def node(images: Sequence[Image]) -> dict[str, Any]:
+    """
+    The block graph of the chain *images* (base first), every format spelled out.
+
+    QEMU opens just these files with just these formats: nothing is probed and
+    no name from a header is followed.
+    """
+    below: dict[str, Any] | None = None
+    for image in images:
+        graph: dict[str, Any] = {
+            "driver": image.format,
+            "file": {"driver": "file", "filename": os.fspath(image.path)},
+        }
+        if image.format == "qcow2":
+            graph["backing"] = below
+        below = graph
+    assert below is not None
+    return below
+
+
+def filename(images: Sequence[Image]) -> str:
+    """The ``json:`` name by which qemu-img opens the view of the last of *images*."""
+    return "json:" + json.dumps(node(images), ensure_ascii=False)
+
+
+def create(image: Path, image_format: Format, size: int) -> Argv:
+    """Create an image that stands on nothing; *size* in bytes."""
+    return ["qemu-img", "create", "-q", "-f", image_format, os.fspath(image), str(size)]
+
+
+def create_on(image: Path, backing: str, backing_format: Format, size: int) -> Argv:
+    """
+    Create an empty qcow2 overlay that records the name *backing*.
+
+    ``-u`` leaves the backing file unopened: the image is made under a
+    temporary name, and a relative *backing* is meant from its final one.
+    """
+    argv = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", backing_format]
+    return [*argv, "-b", backing, os.fspath(image), str(size)]
+
+
+def commit(top: Path, base: str, bandwidth: int | None = None) -> Argv:
+    """
+    Copy all data above *base* down into it; change no header.
+
+    ``-d`` keeps *top* as it is: without it qemu-img empties *top*, and an
+    error in the middle destroys both.
+
+    Args:
+        base: The backing name as `commit_name` tells it.
+        bandwidth: Limit in bytes a second.
+    """
+    rate = ["-r", str(bandwidth)] if bandwidth else []
+    return ["qemu-img", "commit", "-p", "-d", *rate, "-f", "qcow2", "-b", base, os.fspath(top)]
+
+
+def commit_name(base: Image, overlay: Image) -> str:
+    """
+    The name by which ``qemu-img commit -b`` finds *base*.
+
+    Plain names are compared as files, names with a protocol letter by letter
+    with what *overlay* records.  Source: QEMU, block.c, bdrv_find_backing_image.
+    """
+    recorded = overlay.recorded or ""
+    return recorded if ":" in recorded.split("/", 1)[0] else os.fspath(base.path)
+
+
+def relink(image: Path, backing: str, backing_format: Format | None) -> Argv:
+    """Rewrite the backing name in the header of *image*; an empty name: none."""
+    formats = ["-F", backing_format] if backing and backing_format else []
+    return ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *formats, "-b", backing, str(image)]
+
+
+def rebase(image: Path, backing: str, backing_format: Format | None) -> Argv:
+    """
+    Copy up what *image* would read differently on *backing*, then relink it.
+
+    ``-t writethrough``: with the default cache the header is durable before
+    the copied data is, and a kill in between loses it.  Source: FIELD_NOTES §1.1.
+    """
+    formats = ["-F", backing_format] if backing and backing_format else []
+    argv = ["qemu-img", "rebase", "-p", "-t", "writethrough", "-f", "qcow2", *formats]
+    return [*argv, "-b", backing, os.fspath(image)]
+
+
+def resize(image: Path, size: int) -> Argv:
+    """Grow *image* to *size* bytes; what is new reads as zeroes."""
+    return ["qemu-img", "resize", "-q", "-f", "qcow2", os.fspath(image), str(size)]
+
+
+def info(image: Path, image_format: Format) -> Argv:
+    """What QEMU knows of *image* and of all below it, top first."""
+    argv = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", "-f", image_format]
+    return [*argv, os.fspath(image)]
+
+
+def run(argv: Argv, progress: Progress | None = None) -> bytes:
+    """
+    Run a command line of this module; its standard output.
+
+    Raises:
+        ToolFailed: It ended with an error.
+    """
+    return process.run(argv, progress=_percents(progress) if progress else None)[1]
+
+
+def _percents(progress: Progress) -> Callable[[bytes], None]:
+    def follow(piece: bytes) -> None:
+        if found := _PERCENT.findall(piece):
+            progress(float(found[-1]) / 100)
+
+    return follow
+
+
+def chain_info(image: Path, image_format: Format) -> list[dict[str, Any]]:
+    """The answer of `info`, base first."""
+    answer: list[dict[str, Any]] = json.loads(run(info(image, image_format)))
+    return answer[::-1]
+
+
+def map_view(images: Sequence[Image]) -> Extents:
+    """Which image provides which bytes of the view of the last of *images* (base first)."""
+    argv = ["qemu-img", "map", "-U", "--output=json", filename(images)]
+    return tuple(
+        Extent(
+            start=one["start"],
+            length=one["length"],
+            depth=one["depth"],
+            zero=one["zero"],
+            present=one.get("present", True),
+            offset=one.get("offset") if one["data"] and not one.get("compressed") else None,
+        )
+        for one in json.loads(run(argv))
+    )
+
+
+def convert_window(images: Sequence[Image], start: int, length: int, target: int) -> None:
+    """
+    Write bytes *start* to *start + length* of a view into the file behind *target*.
+
+    Args:
+        target: An open file descriptor of a seekable file.
+    """
+    window = {"driver": "raw", "offset": start, "size": length, "file": node(images)}
+    source = "json:" + json.dumps(window, ensure_ascii=False)
+    output = f"/dev/fd/{target}"
+    argv = ["qemu-img", "convert", "-U", "-n", "-O", "raw", "-S", "0", source, output]
+    process.run(argv, pass_fds=[target])
+
+
+def check(image: Path) -> None:
+    """
+    Raises ToolFailed where the metadata of the qcow2 *image* is wrong; leaks are fine.
+
+    Exit codes: 0 clean, 2 corrupt, 3 leaked clusters only.
+    Source: qemu-img(1), section check.
+    """
+    process.run(["qemu-img", "check", "-q", "-f", "qcow2", os.fspath(image)], accept=(0, 3))
+
+
+def repair(image: Path) -> None:
+    """
+    Mend leaks and reference counts of the qcow2 *image*.
+
+    A commit into a target with wrong reference counts ends with exit code 0
+    and wrong content; after this it is right.  Source: FIELD_NOTES §1.2.
+
+    Raises:
+        ToolFailed: Errors remain.
+    """
+    argv = ["qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", os.fspath(image)]
+    # 0, 2 and 3 speak of what was found before the repair
+    process.run(argv, accept=(0, 2, 3))
+    check(image)
+
+
+def version() -> str:
+    """The version of qemu-img, such as ``7.2.22``; ``unknown`` where it says none."""
+    try:
+        out = process.run(["qemu-img", "--version"])[1].decode(errors="replace")
+    except ToolFailed:
+        return "unknown"
+    found = re.search(r"version (\d+(?:\.\d+)*)", out)
+    return found[1] if found else "unknown"
