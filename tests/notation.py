@@ -57,4 +57,16 @@ def extents(words: list[set[int]], unit: int = MIB, size: int = 64 * MIB) -> Ext
     return tuple(found)
 
 
-__all__ = ["FOLDER", "MIB", "Task", "View", "Wanted", "chain", "extents", "image", "make_plan", "needed", "path"]
+__all__ = [
+    "FOLDER",
+    "MIB",
+    "Task",
+    "View",
+    "Wanted",
+    "chain",
+    "extents",
+    "image",
+    "make_plan",
+    "needed",
+    "path",
+]

@@ -41,7 +41,7 @@ def needed(task: Task) -> tuple[Path, ...]:
     Raises:
         Refused: As `make_plan` does.
     """
-    return tuple(dict.fromkeys(views_needed(task, lay_out(task))))
+    return tuple(dict.fromkeys(views_needed(lay_out(task))))
 
 
 def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:

@@ -424,7 +424,7 @@ def _mostly(choice: Choice, kind: type[Step]) -> bool:
     return isinstance(max(choice.steps, key=lambda one: one.bytes).step, kind)
 
 
-def views_needed(task: Task, layout: Layout) -> Iterator[Path]:
+def views_needed(layout: Layout) -> Iterator[Path]:
     """Images whose views have to be mapped before `choose` can price *layout*."""
     first = layout.start
     for position, slot in enumerate(layout.slots):

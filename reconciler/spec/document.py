@@ -103,13 +103,13 @@ def _read_text(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _at(
             file, "", 0, "there is no such file or folder; name a spec that exists"
         ) from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise _at(file, "", 0, f"cannot be read: {reason}; make it readable") from error
+        raise _at(file, "", 0, f"cannot be read: {reason}; name a file that can be read") from error
     if len(raw) > MAX_BYTES:
         advice = "split it into several files of one folder"
         raise _at(file, "", 0, f"the file is larger than {MAX_BYTES // 1024} KiB; {advice}")

@@ -26,6 +26,9 @@ class Setting:
 
 Settings = dict[str, Setting]
 
+_PLAIN = ("remove_base", "bitmaps", "format", "connection", "on_running", "quiesce")
+"""Settings that a desired disk has as they are written."""
+
 
 def meaning(
     specs: Sequence[Sequence[Document]],
@@ -46,11 +49,16 @@ def meaning(
 
 def _read_disks(spec: Sequence[Document], problems: list[Problem]) -> Iterator[WrittenDisk]:
     defaults = _settings(spec, ("defaults",), problems)
-    domains: dict[str, Settings] = {}
+    documents: dict[str, list[Document]] = {}
+    for document in spec:
+        for name in document.data.get("domains", ()):
+            documents.setdefault(name, []).append(document)
+    domains = {
+        name: defaults | _settings(those, ("domains", name), problems)
+        for name, those in documents.items()
+    }
     for document in spec:
         for name, domain in document.data.get("domains", {}).items():
-            if name not in domains:
-                domains[name] = defaults | _settings(spec, ("domains", name), problems)
             for target in domain.get("disks", ()):
                 path = ("domains", name, "disks", target)
                 own = _settings([document], path, problems)
@@ -107,9 +115,6 @@ def _read_disk(
     return WrittenDisk(
         disk, document, path, tuple(values.get("discard", ())), values.get("active", "")
     )
-
-
-_PLAIN = ("remove_base", "bitmaps", "format", "connection", "on_running", "quiesce")
 
 
 def _read_entry(

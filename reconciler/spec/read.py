@@ -79,7 +79,7 @@ def _files(path: Path) -> list[Path]:
         what = f"the folder cannot be read: {error.strerror}; make it readable"
         raise SpecError([_problem(path, what)]) from error
     files = [path / name for name in names if name.endswith(".toml") and name[0] != "."]
-    files = [file for file in files if file.is_file()]
+    files = [file for file in files if file.is_file() or (file.is_symlink() and not file.is_dir())]
     if not files:
         what = "the folder has no *.toml files; write one, or name another folder"
         raise SpecError([_problem(path, what)])

@@ -60,10 +60,15 @@ class Fault:
     key_itself: bool = False
 
 
-def schema() -> dict[str, Any]:
-    """The JSON Schema of a spec: of the installed package, else of the source tree."""
-    installed = importlib.resources.files("reconciler") / "schemas" / "chain.schema.json"
-    in_tree = Path(__file__).parents[2] / "schemas" / "chain.schema.json"
+def schema(name: str = "chain") -> dict[str, Any]:
+    """
+    The JSON Schema of a spec (``chain``) or of a plan file (``plan``).
+
+    It comes from the installed package, else from the source tree.
+    """
+    file = f"{name}.schema.json"
+    installed = importlib.resources.files("reconciler") / "schemas" / file
+    in_tree = Path(__file__).parents[2] / "schemas" / file
     text = (installed if installed.is_file() else in_tree).read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -80,6 +85,18 @@ def check(data: dict[str, Any]) -> tuple[Fault, ...]:
     )
     other_version = tuple(fault for fault in faults if fault.path == ("version",))
     return other_version or tuple(faults)
+
+
+def plan_fault(data: Any) -> str | None:
+    """The first way in which *data* breaks the schema of a plan file; None: it is one."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(schema("plan")).iter_errors(data))
+    if error is None:
+        return None
+    where = "/".join(str(part) for part in error.absolute_path)
+    return f"{where or 'the document'}: {error.message}"
 
 
 @cache

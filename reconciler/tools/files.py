@@ -146,6 +146,39 @@ def guarded(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """True where both names exist and mean one file."""
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
+
+
+def changed(path: Path) -> int:
+    """When the content of *path* last changed, in nanoseconds; 0 where it is gone."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def take_manners(path: Path, like: Path) -> None:
+    """
+    Give *path* the owner, mode and labels (extended attributes) of *like*.
+
+    What an unprivileged user may not give stays as it is.
+    """
+    model = os.stat(like)
+    with suppress(PermissionError):
+        os.chown(path, model.st_uid, model.st_gid)
+    with suppress(PermissionError):
+        os.chmod(path, stat.S_IMODE(model.st_mode))
+    with suppress(OSError):
+        for name in os.listxattr(like):
+            with suppress(OSError):
+                os.setxattr(path, name, os.getxattr(like, name))
+
+
 def is_regular(path: Path) -> bool:
     """True where *path* is a regular file, links followed."""
     try:

@@ -45,6 +45,7 @@ def start(
             stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
             pass_fds=tuple(pass_fds),
+            umask=0o077,
             start_new_session=True,
             bufsize=0,
             # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec

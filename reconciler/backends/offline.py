@@ -1,0 +1,387 @@
+"""
+Disks whose guest is off: every step is done with qemu-img.
+
+Every step is one of the sequences that lost nothing in FIELD_NOTES §1: data is
+copied while all headers stay as they are, made durable, checked and compared;
+then one header is rewritten.  A kill at any point leaves a disk that reads right.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, assert_never
+
+from reconciler.model.errors import ReconcilerError
+from reconciler.model.extents import Range, ranges
+from reconciler.model.image import Chain, Format, Identity, Image
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Forget,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+    Step,
+)
+from reconciler.tools import files, images, qcow2, qemuimg, storage_daemon, views
+
+log = logging.getLogger(__name__)
+
+Verify = Literal["none", "moved", "full"]
+NEW = ".virt-chain-new"
+"""Suffix of an image that is being made; it is never taken for a finished one."""
+
+
+class WrongContent(ReconcilerError):
+    """What was moved does not read the same; nothing was relinked."""
+
+
+def _silent(_: float) -> None:
+    pass
+
+
+@dataclass(slots=True)
+class Offline:
+    """
+    One disk, worked on with qemu-img.
+
+    Attributes:
+        formats: Formats that the spec names, by file.
+        default: The spec's default format.
+        verify: What is compared: nothing, what was moved, or (by the caller
+            too) every kept view.
+        bandwidth: Limit in bytes a second, where the tool has one.
+        progress: Called with the part of the current step that is done.
+    """
+
+    formats: Mapping[Identity, Format] = field(default_factory=dict)
+    default: Format = "qcow2"
+    verify: Verify = "moved"
+    bandwidth: int | None = None
+    progress: Callable[[float], None] = _silent
+
+    def observe(self, active: Path | None) -> Chain:
+        """The chain whose active image is *active*; empty where that does not exist."""
+        if active is None or not active.exists():
+            return Chain()
+        return images.walk(active, self.formats, self.default)
+
+    def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
+        """
+        Carry out *step* on *chain*, as it is on the disk now.
+
+        Args:
+            again: The step may have begun before and was interrupted.
+
+        Raises:
+            ToolFailed: What qemu-img said.
+            WrongContent: What was moved differs from its source.
+        """
+        match step:
+            case Create():
+                self._create(step, chain)
+            case Commit():
+                self._commit(step, chain, again)
+            case Pull(into, base):
+                below = None if base is None else chain.up_to(base)
+                self._pull(into, below, chain)
+            case Rebase(image, backing):
+                self._rebase(image, backing, chain)
+            case Rename(source, target):
+                self._rename(source, target, chain)
+            case Resize(image, size):
+                qemuimg.run(qemuimg.resize(image, size))
+                files.sync(image)
+            case Remove(image):
+                with files.guarded(image):
+                    files.remove(image)
+            case Attach() | Forget():
+                pass  # without libvirt the state file alone says which image is active
+            case _:
+                assert_never(step)
+
+    def done(self, step: Step, chain: Chain) -> bool:
+        """
+        True where the interrupted *step* has left its mark on the disk.
+
+        A commit that keeps its top leaves none until the rename after it:
+        it is done again, which is always right.
+        """
+        match step:
+            case Create(image, backing):
+                return (
+                    image in chain
+                    and chain.active == chain.image(image)
+                    and (backing is None or _stands_on(chain, image, backing))
+                )
+            case Commit(top, base, relink):
+                return (base not in chain) if not relink else (top not in chain)
+            case Pull(into, base):
+                if into not in chain:
+                    return True
+                below = chain.backing_of(into)
+                return (below.path if below else None) == base
+            case Rebase(image, backing):
+                return image not in chain or _stands_on(chain, image, backing)
+            case Rename(source, target):
+                return source not in chain and not files.same_file(source, target)
+            case Resize(image, size):
+                return image in chain and chain.image(image).virtual_size >= size
+            case Attach(image):
+                return bool(chain.active and chain.active.path == image)
+            case Remove(image):
+                return not os.path.lexists(image)
+            case Forget():
+                return False
+            case _:
+                assert_never(step)
+
+    def check(self, image: Image) -> None:
+        """Raises ToolFailed where the metadata of *image* is wrong."""
+        if image.format == "qcow2":
+            qemuimg.check(image.path)
+
+    def _create(self, step: Create, chain: Chain) -> None:
+        temporary = step.image.with_name(f".{step.image.name}{NEW}")
+        temporary.unlink(missing_ok=True)
+        like: Image | None = chain.active
+        if step.backing is None:
+            argv = qemuimg.create(temporary, step.format, step.size)
+        else:
+            backing = self._outside(step.backing, chain)
+            relative = any(_is_relative(image) for image in chain)
+            name = _link_name(step.image, backing.path, relative=relative)
+            argv = qemuimg.create_on(temporary, name, backing.format, step.size)
+            like = like or backing
+        qemuimg.run(argv)
+        if like is not None and like.owner:
+            with suppress(PermissionError):
+                os.chown(temporary, *like.owner)
+            os.chmod(temporary, 0o600 | like.mode & 0o060)
+        files.sync(temporary)
+        files.rename_new(temporary, step.image)
+
+    def _outside(self, path: Path, chain: Chain) -> Image:
+        """The image at *path*, in the chain or not."""
+        if path in chain:
+            return chain.image(path)
+        found = self.observe(path).active
+        if found is None:
+            raise WrongContent(f"{path} does not exist any more")
+        return found
+
+    def _commit(self, step: Commit, chain: Chain, again: bool) -> None:
+        base, top = chain.image(step.base), chain.image(step.top)
+        below, upper = chain.up_to(step.base).images, chain.up_to(step.top).images
+        depth = len(upper) - len(below)
+        if again and base.format == "qcow2":
+            qemuimg.repair(base.path)
+        moved = ranges(one for one in qemuimg.map_view(upper) if one.present and one.depth < depth)
+        written = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            overlay = upper[len(below)]
+            name = qemuimg.commit_name(base, overlay)
+            qemuimg.run(qemuimg.commit(top.path, name, self.bandwidth), self.progress)
+            os.fsync(written)
+        finally:
+            os.close(written)
+        self.check(base)
+        grown = images.read_image(base.path, base.format)
+        if grown.virtual_size != top.virtual_size:
+            raise WrongContent(
+                f"{base} has {grown.virtual_size} bytes after the commit, {top} {top.virtual_size}"
+            )
+        self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}")
+        if step.relink and (above := chain.overlay_of(top.path)):
+            self._relink(above, base)
+
+    def _pull(self, into: Path, base: Chain | None, chain: Chain) -> None:
+        upper = chain.up_to(into).images
+        count = len(base) if base else 0
+        below = base.images if base else ()
+        if not storage_daemon.available() or _dips(upper[count:]):
+            self._rebase_safely(upper, below)
+            return
+        moved = ranges(
+            one
+            for one in qemuimg.map_view(upper)
+            if one.present and 0 < one.depth < len(upper) - count
+        )
+        written = os.open(into, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            storage_daemon.copy_up(
+                upper,
+                count - 1 if count else None,
+                bandwidth=self.bandwidth,
+                progress=self.progress,
+            )
+            os.fsync(written)
+        finally:
+            os.close(written)
+        self.check(upper[-1])
+        self._compare(upper[:-1], (*below, upper[-1]), moved, f"{upper[-2]} and {upper[-1]}")
+        self._relink(upper[-1], below[-1] if below else None)
+
+    def _rebase(self, image: Path, backing: Path, chain: Chain) -> None:
+        upper = chain.up_to(image).images
+        below = chain.backing_of(image)
+        if below is not None and below.path == backing:
+            self._relink(upper[-1], below)
+            return
+        if backing in chain:
+            # the same view under another name: only the header changes
+            self._relink(upper[-1], chain.image(backing))
+            return
+        self._rebase_safely(upper, self.observe(backing).images)
+
+    def _rebase_safely(self, upper: Sequence[Image], below: Sequence[Image]) -> None:
+        """
+        Let qemu-img copy and relink, write by write; compare, and go back if it differs.
+
+        Used where a stream would read wrong (an image shorter than the one
+        above it), for foreign backing files, and without qemu-storage-daemon.
+        The old backing files are all there still, so going back is one header.
+        """
+        image = upper[-1]
+        name = _link_name(image.path, below[-1].path, relative=_is_relative(image)) if below else ""
+        argv = qemuimg.rebase(image.path, name, below[-1].format if below else None)
+        qemuimg.run(argv, self.progress)
+        files.sync(image.path)
+        self.check(image)
+        try:
+            self.compare_relinked(upper, below)
+        except WrongContent:
+            log.error("%s reads differently on its new backing file; going back", image)
+            self._relink(image, upper[-2] if len(upper) > 1 else None)
+            raise
+
+    def compare_relinked(self, before: Sequence[Image], below: Sequence[Image]) -> None:
+        """
+        Compare the last of *before* on its old backing files with itself on *below*.
+
+        Raises:
+            WrongContent: It reads differently, so that its header has to go back.
+        """
+        if self.verify == "none":
+            return
+        after = (*below, before[-1])
+        old, new = qemuimg.map_view(before), qemuimg.map_view(after)
+        copied = ranges(one for one in [*old, *new] if one.depth > 0)
+        self._compare(before, after, copied, f"{before[-1]} before and after")
+
+    def observe_below(
+        self, image: Path, recorded: str, recorded_format: str | None
+    ) -> Chain | None:
+        """The chain that the backing name *recorded* in *image* means; None: it is gone."""
+        below = qcow2.backing_path(recorded, image)
+        there = images.identity(below)
+        if there is None:
+            return None
+        known: Format = "raw" if recorded_format == "raw" else "qcow2"
+        return images.walk(below, {there: known, **self.formats}, self.default)
+
+    def confirm_relinked(self, chain: Chain, image: Path, old: Chain) -> bool:
+        """
+        True where *image* reads on its new backing file as it does on *old*.
+
+        Where it does not, its header goes back to *old*, which is untouched.
+        """
+        upper = chain.up_to(image).images
+        try:
+            self.compare_relinked((*old.images, upper[-1]), upper[:-1])
+        except WrongContent:
+            self._relink(upper[-1], old.active)
+            return False
+        return True
+
+    def _rename(self, source: Path, target: Path, chain: Chain) -> None:
+        if source not in chain:
+            # an interrupted rename got as far as both names: one goes
+            files.remove(source)
+            return
+        above = chain.overlay_of(source)
+        if os.path.lexists(target) and not files.same_file(source, target):
+            with files.guarded(target):
+                files.take_manners(source, target)
+                files.sync(source)
+                self._put(source, target, above, chain)
+            return
+        self._put(source, target, above, chain)
+
+    def _put(self, source: Path, target: Path, above: Image | None, chain: Chain) -> None:
+        if above is None or target in chain:
+            # nobody names the source, or whoever does goes with the old target
+            if os.path.lexists(target):
+                files.rename_over(source, target)
+            else:
+                files.rename_new(source, target)
+            return
+        # the overlay names the source until its header is rewritten: both names, then one
+        if not files.same_file(source, target):
+            second = target.with_name(f".{target.name}{NEW}")
+            second.unlink(missing_ok=True)
+            os.link(source, second)
+            files.rename_over(second, target)
+        moved = chain.image(source)
+        self._relink(above, images.read_image(target, moved.format))
+        files.remove(source)
+
+    def _relink(self, image: Image, backing: Image | None) -> None:
+        """Rewrite the backing name of *image*: one small write, made durable."""
+        if backing is None:
+            argv = qemuimg.relink(image.path, "", None)
+        else:
+            name = _link_name(image.path, backing.path, relative=_is_relative(image))
+            argv = qemuimg.relink(image.path, name, backing.format)
+        qemuimg.run(argv)
+        files.sync(image.path)
+
+    def _compare(
+        self,
+        one: Sequence[Image],
+        other: Sequence[Image],
+        runs: Sequence[Range],
+        what: str,
+    ) -> None:
+        if self.verify == "none":
+            return
+        if self.verify == "full":
+            runs = ((0, one[-1].virtual_size),)
+        at = views.first_difference(one, other, runs)
+        if at is not None:
+            raise WrongContent(
+                f"{what} differ near byte {at} after the copy; nothing was relinked or removed"
+            )
+
+
+def _stands_on(chain: Chain, image: Path, backing: Path) -> bool:
+    below = chain.backing_of(image)
+    return below is not None and below.path == backing
+
+
+def _dips(group: Sequence[Image]) -> bool:
+    """True where an image is shorter than the one above it, which a stream overlooks."""
+    return any(lower.virtual_size < upper.virtual_size for lower, upper in pairwise(group))
+
+
+def _is_relative(image: Image) -> bool:
+    name = image.recorded
+    return name is not None and not name.startswith(("/", "file:", "json:"))
+
+
+def _link_name(image: Path, backing: Path, *, relative: bool) -> str:
+    """The backing name that *image* records for *backing*."""
+    if not relative:
+        return os.fspath(backing)
+    name = os.path.relpath(backing, image.parent)
+    # a colon before the first slash would be read as a protocol
+    return f"./{name}" if ":" in name.split("/", 1)[0] else name

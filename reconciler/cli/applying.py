@@ -1,0 +1,188 @@
+"""`apply`: plan, ask, do, look again; one result for each disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from reconciler.cli import report
+from reconciler.cli.naming import chain_text, printable
+from reconciler.cli.progress import Silent, Terminal
+from reconciler.engine.applying import Applier, Options
+from reconciler.engine.looking import Look, again
+from reconciler.engine.planning import plan_all, plan_disk
+from reconciler.engine.state import StateFolder
+from reconciler.model.desired import Spec
+from reconciler.model.errors import ReconcilerError
+from reconciler.model.plan import DiskPlan, Plan
+from reconciler.spec import load
+from reconciler.spec.planfile import SavedPlan, read_plan
+
+Looking = Callable[[Spec, StateFolder, Sequence[str] | None], list[Look]]
+ROUNDS = 4
+"""Most plans that one apply makes for a disk: what was interrupted, then the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one disk: ``applied``, ``unchanged``, ``failed`` or ``error``."""
+
+    domain: str
+    target: str
+    status: str
+    message: str | None = None
+    steps_done: int = 0
+
+
+@dataclass(slots=True)
+class Session:
+    """One call of ``apply``."""
+
+    states: StateFolder
+    options: Options
+    target: Sequence[str] | None
+    as_json: bool
+    yes: bool
+    results: list[Result] = field(default_factory=list)
+    _asked: bool = False
+
+    def apply_specs(self, paths: Sequence[Path], looking: Looking) -> bool:
+        """Plan *paths*, ask, apply; True where every disk is as its spec says."""
+        spec = load(paths)
+        looks = looking(spec, self.states, self.target)
+        plan = plan_all(tuple(path.absolute() for path in paths), looks)
+        self._show(plan)
+        if plan.changes:
+            self._ask()
+        return self._run(spec, plan, looks)
+
+    def apply_file(self, path: Path) -> bool:
+        """Apply the plan saved in *path*, disk by disk, or refuse a disk as stale."""
+        saved = read_plan(path)
+        spec = load(saved.sources)
+        chosen = [d for d in spec.disks if (d.domain, d.target) in saved.disks]
+        gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
+        for domain, target in sorted(gone):
+            message = "stale: the spec does not have this disk any more; plan again"
+            self._result(Result(domain, target, "error", message))
+        from reconciler.engine.looking import look
+
+        looks = look(spec, self.states, chosen)
+        fresh = [_checked(plan_disk(found), saved) for found in looks]
+        plan = Plan(saved.sources, tuple(fresh))
+        self._show(plan)
+        return self._run(spec, plan, looks) and not gone
+
+    def _show(self, plan: Plan) -> None:
+        if not self.as_json and (plan.changes or plan.errors):
+            report.print_plan(plan, report.console(), None)
+
+    def _ask(self) -> None:
+        """Ask on a terminal; without one only ``-y`` goes on."""
+        if self.yes:
+            return
+        if self.as_json or not sys.stdin.isatty():
+            raise typer.BadParameter(
+                "there is no terminal to ask on; say -y, or apply a saved plan "
+                "(virt-chain plan -o FILE)"
+            )
+        typer.confirm("Apply this?", abort=True, err=True)
+
+    def _run(self, spec: Spec, plan: Plan, looks: Iterable[Look]) -> bool:
+        began = time.monotonic()
+        reporter = Silent() if self.as_json else Terminal()
+        applier = Applier(spec, self.states, self.options, reporter)
+        try:
+            for disk, found in zip(plan.disks, looks, strict=True):
+                self._disk(applier, disk, found)
+        finally:
+            reporter.close()
+        good = all(result.status in ("applied", "unchanged") for result in self.results)
+        if self.as_json:
+            print(json.dumps(self._as_data(plan), indent=2))
+        else:
+            self._close(plan, time.monotonic() - began)
+        return good
+
+    def _disk(self, applier: Applier, disk: DiskPlan, found: Look) -> None:
+        if disk.error:
+            self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
+            return
+        if not disk.steps:
+            applier.record(found)
+            self._result(Result(disk.domain, disk.target, "unchanged"))
+            return
+        done = 0
+        try:
+            for _ in range(ROUNDS):
+                applier.apply(disk, found)
+                done += len(disk.steps)
+                found = again(found, applier.spec, self.states)
+                disk = plan_disk(found)
+                if disk.error:
+                    raise ReconcilerError(disk.error)
+                if not disk.steps:
+                    break
+                self._show(Plan((), (disk,)))
+            else:
+                raise ReconcilerError(f"{len(disk.steps)} steps are left; apply again")
+        except ReconcilerError as error:
+            self._result(Result(disk.domain, disk.target, "failed", str(error), done))
+            return
+        self._result(Result(disk.domain, disk.target, "applied", None, done))
+        if not self.as_json:
+            chain = chain_text(found.chain.paths, report.disk_naming(disk))
+            report.console().print(Text(f"{printable(disk.label)}  {chain}"))
+
+    def _result(self, result: Result, *, said: bool = False) -> None:
+        self.results.append(result)
+        if result.message and not said and not self.as_json:
+            where = printable(f"{result.domain}:{result.target}: {result.message}")
+            print(f"virt-chain: {where}", file=sys.stderr)
+
+    def _close(self, plan: Plan, seconds: float) -> None:
+        applied = {(r.domain, r.target) for r in self.results if r.status == "applied"}
+        bad = [r for r in self.results if r.status in ("failed", "error")]
+        disks = [disk for disk in plan.disks if (disk.domain, disk.target) in applied]
+        if disks:
+            made = report.counts(disks).replace(" to copy", " copied")
+            typer.echo(f"Done: {made} in {seconds:.1f} s.")
+        elif not bad:
+            typer.echo(report.closing(plan))
+        if bad:
+            count = len(bad)
+            print(
+                f"{count} {'disk' if count == 1 else 'disks'} not as the spec says.",
+                file=sys.stderr,
+            )
+
+    def _as_data(self, plan: Plan) -> dict[str, Any]:
+        return {
+            **plan.as_data(),
+            "results": [
+                {
+                    "domain": one.domain,
+                    "target": one.target,
+                    "status": one.status,
+                    "message": one.message,
+                    "steps_done": one.steps_done,
+                }
+                for one in self.results
+            ],
+        }
+
+
+def _checked(fresh: DiskPlan, saved: SavedPlan) -> DiskPlan:
+    """*fresh*, or in its place an error where the saved plan is another one."""
+    if fresh.error is None and saved.disks[fresh.domain, fresh.target].matches(fresh):
+        return fresh
+    why = fresh.error or f"the chain is {fresh.observed} now, or the spec has changed"
+    return replace(fresh, steps=(), error=f"stale: {why}; plan again")

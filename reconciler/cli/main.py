@@ -1,0 +1,317 @@
+"""The commands.  Results go to stdout, progress and logs to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from enum import IntEnum, StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from reconciler import __version__
+from reconciler.engine.looking import look
+from reconciler.engine.planning import plan_all
+from reconciler.engine.state import StateFolder, default_folder
+from reconciler.model.errors import ReconcilerError, SpecError
+from reconciler.model.plan import Plan
+from reconciler.model.units import parse_size
+from reconciler.spec import load
+
+if TYPE_CHECKING:
+    from reconciler.cli.applying import Session
+    from reconciler.engine.looking import Look
+    from reconciler.model.desired import DesiredDisk, Spec
+
+
+class Exit(IntEnum):
+    """Exit codes, as OpenTofu and kubectl have them."""
+
+    DONE = 0
+    ERROR = 1
+    CHANGES = 2
+
+
+class Verify(StrEnum):
+    """What ``apply`` compares."""
+
+    none = "none"
+    moved = "moved"
+    full = "full"
+
+
+app = typer.Typer(
+    name="virt-chain",
+    help="Keeps the disk snapshot chains of KVM/QEMU guests as a TOML spec says.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Specs = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[SPEC]...", help="Spec files or folders; left out: this folder."),
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option("--target", metavar="DOMAIN[:DISK]", help="Only these disks; globs work."),
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option("--state-dir", help="Where state is kept.", envvar="VIRT_CHAIN_STATE_DIR"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Detailed = Annotated[
+    bool, typer.Option("--detailed-exitcode", help="Exit with 2 where there are changes.")
+]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    state_dir: StateDir = None,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="Log steps; -vv: every command.")
+    ] = 0,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options of every command."""
+    if version:
+        typer.echo(f"virt-chain {__version__}")
+        raise typer.Exit(Exit.DONE)
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    context.obj = state_dir
+
+
+@app.command()
+def validate(spec: Specs = None) -> None:
+    """Check specs: schema and meaning, without a look at the host."""
+    loaded = load(_paths(spec))
+    disks = len(loaded.disks)
+    typer.echo(f"{disks} {'disk' if disks == 1 else 'disks'}: the spec is valid.")
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    spec: Specs = None,
+    target: Target = None,
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the observed chains as trees, with sizes, restore points and drift."""
+    from reconciler.cli import report, tree
+    from reconciler.engine import showing
+
+    paths = _paths(spec)
+    looks = _look(load(paths), _states(context, state_dir), target)
+    plans = plan_all(_sources(paths), looks)
+    if as_json:
+        _print_json(showing.as_data(looks, plans.disks))
+    else:
+        tree.print_show(looks, plans.disks, report.console())
+    raise typer.Exit(Exit.ERROR if plans.errors else Exit.DONE)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    spec: Specs = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Save the plan to this file.")
+    ] = None,
+    as_json: Json = False,
+    detailed_exitcode: Detailed = False,
+    target: Target = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Show the steps that bring each disk to its spec, and why; change nothing."""
+    paths = _paths(spec)
+    looks = _look(load(paths), _states(context, state_dir), target)
+    made = plan_all(_sources(paths), looks)
+    if output is not None:
+        _save(output, made)
+    if as_json:
+        _print_json(made.as_data())
+    else:
+        _print_plan(made, f"virt-chain apply {output}" if output else _apply_command(spec, target))
+    if made.errors:
+        raise typer.Exit(Exit.ERROR)
+    raise typer.Exit(Exit.CHANGES if detailed_exitcode and made.changes else Exit.DONE)
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    spec: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[SPEC]... | PLANFILE",
+            help="Spec files or folders (left out: this folder), or a saved plan.",
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Apply without asking.")] = False,
+    as_json: Json = False,
+    target: Target = None,
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            help="Compare nothing, what was moved, or the digests of all kept views.",
+        ),
+    ] = Verify.moved,
+    bandwidth: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M."),
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Bring each disk to its spec: plan, ask, do, look again."""
+    from reconciler.cli.applying import Session
+    from reconciler.engine.applying import Options
+
+    rate = None if bandwidth is None else _rate(bandwidth)
+    session = Session(
+        states=_states(context, state_dir),
+        options=Options(verify=verify.value, bandwidth=rate),
+        target=target,
+        as_json=as_json,
+        yes=yes,
+    )
+    raise typer.Exit(_applied(session, spec))
+
+
+def _applied(session: Session, spec: list[Path] | None) -> Exit:
+    from reconciler.spec.planfile import looks_like_plan
+
+    if spec and len(spec) == 1 and looks_like_plan(spec[0]):
+        good = session.apply_file(spec[0])
+    else:
+        good = session.apply_specs(_paths(spec), _look)
+    return Exit.DONE if good else Exit.ERROR
+
+
+def _paths(spec: list[Path] | None) -> list[Path]:
+    return spec or [Path(".")]
+
+
+def _sources(paths: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(path.absolute() for path in paths)
+
+
+def _states(context: typer.Context, state_dir: Path | None) -> StateFolder:
+    return StateFolder((state_dir or context.obj or default_folder()).absolute())
+
+
+def _look(spec: Spec, states: StateFolder, target: Sequence[str] | None) -> list[Look]:
+    return look(spec, states, _chosen(spec, target))
+
+
+def _chosen(spec: Spec, target: Sequence[str] | None) -> list[DesiredDisk] | None:
+    """The disks that ``--target`` names; None: all."""
+    if not target:
+        return None
+    chosen = [disk for disk in spec.disks if any(_matches(disk, one) for one in target)]
+    if not chosen:
+        known = ", ".join(disk.label for disk in spec.disks[:8])
+        raise typer.BadParameter(
+            f"--target {' '.join(target)} names no disk of the spec; it has {known}"
+        )
+    return chosen
+
+
+def _matches(disk: DesiredDisk, target: str) -> bool:
+    if fnmatchcase(disk.label, target) or fnmatchcase(disk.domain, target):
+        return True
+    return disk.domain == target
+
+
+def _rate(text: str) -> int:
+    try:
+        return parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"--bandwidth {text}: {error}") from error
+
+
+def _apply_command(spec: list[Path] | None, target: Sequence[str] | None) -> str:
+    words = ["virt-chain apply", *(str(path) for path in spec or [])]
+    return " ".join([*words, *(f"--target '{one}'" for one in target or [])])
+
+
+def _save(path: Path, made: Plan) -> None:
+    try:
+        path.write_text(json.dumps(made.as_data(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def _print_plan(made: Plan, apply_with: str) -> None:
+    if made.changes or made.errors:
+        from reconciler.cli import report
+
+        report.print_plan(made, report.console(), apply_with)
+    else:
+        # rich takes a while to load, and this is the daily case
+        count = len(made.disks)
+        typer.echo(
+            f"Nothing to do: {count} {'disk is' if count == 1 else 'disks are'} as the spec says."
+        )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of ``virt-chain ARGUMENTS``; every error is one clear message."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(list(arguments), prog_name="virt-chain", standalone_mode=False)
+        return int(code or Exit.DONE)
+    except SpecError as error:
+        from reconciler.cli.naming import printable
+
+        for problem in error.problems:
+            print(printable(str(problem)), file=sys.stderr)
+    except ReconcilerError as error:
+        _say(str(error))
+    except KeyboardInterrupt:
+        _say("interrupted; nothing is lost: virt-chain apply continues")
+    except typer.Abort:
+        _say("nothing was done")
+    except BrokenPipeError:
+        sys.stderr.close()
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        _usage(error)
+    return Exit.ERROR
+
+
+def _usage(error: Any) -> None:
+    """A mistake on the command line, and how it is meant."""
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(context.get_usage(), file=sys.stderr)
+    _say(error.format_message())
+
+
+def _say(text: str) -> None:
+    from reconciler.cli.naming import printable
+
+    print(f"virt-chain: {printable(text)}", file=sys.stderr)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """The entry point of the command."""
+    sys.exit(run(sys.argv[1:]))

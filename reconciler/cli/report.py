@@ -1,0 +1,189 @@
+"""Plans and results as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import assert_never
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reconciler.cli.naming import Naming, chain_text, listed, naming, printable
+from reconciler.model.plan import DiskPlan, Plan, PlannedStep, summary
+from reconciler.model.steps import (
+    STEPS,
+    Attach,
+    Commit,
+    Create,
+    Forget,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+    Step,
+)
+from reconciler.model.units import human_size
+
+STYLES = {
+    "create": "green",
+    "commit": "cyan",
+    "pull": "cyan",
+    "rebase": "cyan",
+    "rename": "blue",
+    "resize": "green",
+    "attach": "yellow",
+    "forget": "red",
+    "remove": "red",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that wraps on a terminal only, and heeds ``NO_COLOR``."""
+    plain = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not plain.is_terminal:
+        plain = Console(stderr=stderr, highlight=False, width=100_000)
+    return plain
+
+
+def disk_naming(plan: DiskPlan) -> Naming:
+    """Names for every image that *plan* speaks of."""
+    paths = {*plan.observed.paths, *plan.desired}
+    for one in plan.steps:
+        paths |= {value for value in _values(one.step) if isinstance(value, Path)}
+    return naming(paths)
+
+
+def _values(step: Step) -> list[object]:
+    return [getattr(step, key) for key in step.__slots__]
+
+
+def words(step: Step, name: Naming) -> str:
+    """What *step* does, without its action."""
+    match step:
+        case Create(image, backing, _, size):
+            if backing is None:
+                return f"{name(image)}, {human_size(size)}"
+            return f"{name(image)} on {name(backing)}"
+        case Commit(top, base):
+            return f"{name(top)} down into {name(base)}"
+        case Pull(into, base):
+            return f"up into {name(into)}, {f'down to {name(base)}' if base else 'all of it'}"
+        case Rebase(image, backing):
+            return f"{name(image)} onto {name(backing)}"
+        case Rename(source, target):
+            return f"{name(source)} to {name(target)}"
+        case Resize(image, size):
+            return f"{name(image)} to {human_size(size)}"
+        case Attach(image) | Remove(image):
+            return name(image)
+        case Forget(snapshot):
+            return printable(snapshot)
+        case _:
+            assert_never(step)
+
+
+def print_plan(plan: Plan, out: Console, apply_with: str | None) -> None:
+    """
+    The whole plan; nothing about disks that are as they should be.
+
+    Args:
+        apply_with: The command that applies it; None: left out.
+    """
+    shown = [disk for disk in plan.disks if disk.steps or disk.error]
+    for disk in shown:
+        print_disk(disk, out)
+        out.print()
+    out.print(Text(closing(plan)))
+    if plan.changes and apply_with:
+        out.print(Text(f"Apply it with: {apply_with}"))
+
+
+def closing(plan: Plan) -> str:
+    """The last line of a plan."""
+    quiet = sum(not disk.steps and not disk.error for disk in plan.disks)
+    as_said = f"{quiet} other {_disks(quiet)} as the spec says." if quiet else ""
+    broken = len(plan.errors)
+    errors = f"{broken} {'disk' if broken == 1 else 'disks'} cannot be planned."
+    if not plan.changes:
+        if broken:
+            return " ".join(filter(None, [errors, as_said]))
+        return f"Nothing to do: {quiet} {_disks(quiet)} as the spec says."
+    parts = [f"Plan: {counts(plan.disks)}.", errors if broken else "", as_said]
+    return " ".join(filter(None, parts))
+
+
+def _disks(count: int) -> str:
+    return "disk is" if count == 1 else "disks are"
+
+
+def counts(disks: Iterable[DiskPlan]) -> str:
+    """``1 commit, 1 rename, 1 remove; 8.0 MiB to copy``."""
+    disks = tuple(disks)
+    numbers = summary(disks)
+    steps = ", ".join(
+        f"{numbers[kind.action]} {kind.action}" for kind in STEPS if numbers.get(kind.action)
+    )
+    return f"{steps}; {human_size(numbers['bytes_to_copy'])} to copy"
+
+
+def print_disk(disk: DiskPlan, out: Console) -> None:
+    """One disk: where it is, its chain, its steps, and what becomes of the restore points."""
+    name = disk_naming(disk)
+    there, asked = len(disk.observed), len(disk.desired)
+    images = f"{there or 'no'} {'image' if there == 1 else 'images'}, the spec has {asked}"
+    out.print(Text.assemble((printable(disk.label), "bold"), f"  {disk.state}  {images}"))
+    if there:
+        out.print(Text(f"  {chain_text(disk.observed.paths, name)}"))
+    if disk.error:
+        out.print(Text.assemble(("  error: ", "bold red"), printable(disk.error)))
+        return
+    out.print(_steps(disk.steps, name))
+    if points := _points(disk, name):
+        out.print(Text(f"  {points}"))
+    for note in disk.notes:
+        out.print(Text(f"  {printable(note)}"))
+
+
+def _steps(steps: Sequence[PlannedStep], name: Naming) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for number, one in enumerate(steps, start=1):
+        size = human_size(one.bytes) if one.bytes or _copies(one.step) else ""
+        reason = one.reason
+        if isinstance(one.step, Remove) and one.frees:
+            reason = f"frees {human_size(one.frees)}"
+        if one.deferred:
+            reason = f"{reason} (deferred: {one.deferred})"
+        action = Text(one.step.action, style=STYLES[one.step.action])
+        what = Text(words(one.step, name))
+        table.add_row(f"  {number}", action, what, size, Text(printable(reason)))
+    return table
+
+
+def _copies(step: Step) -> bool:
+    return isinstance(step, Commit | Pull)
+
+
+def _points(disk: DiskPlan, name: Naming) -> str:
+    points = disk.restore_points
+    said = [
+        f"{verb} {listed(map(name, paths))}"
+        for verb, paths in (
+            (_plural("keeps the restore point", points.kept), points.kept),
+            ("drops", points.dropped),
+            ("discards", points.discarded),
+        )
+        if paths
+    ]
+    return "; ".join(said)
+
+
+def _plural(words_: str, paths: Sequence[Path]) -> str:
+    return words_ if len(paths) == 1 else f"{words_}s"

@@ -1,0 +1,396 @@
+"""
+Applying: look, act, look again, for each step of one disk's plan.
+
+The protocol of a group of steps is: remember it, do each step, look, remember
+that it is finished.  Whatever is no longer needed is removed last, after all
+that was written was checked and every header that could name it was read again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+from reconciler.backends.offline import Offline, Verify
+from reconciler.engine import planning
+from reconciler.engine.looking import Look, again
+from reconciler.engine.state import (
+    DiskState,
+    Leftover,
+    OldLink,
+    StateFolder,
+    Unfinished,
+    begun,
+    now,
+)
+from reconciler.model.desired import Spec
+from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StepFailed
+from reconciler.model.image import Chain, Identity, short_name
+from reconciler.model.plan import DiskPlan, PlannedStep
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Step,
+    touched,
+)
+from reconciler.planner.making import room
+from reconciler.tools import files, images, views
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds to wait for another virt-chain that works on the same disk or folder."""
+
+
+class Reporter(Protocol):
+    """Who is told what happens; the command line has one, tests have another."""
+
+    def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
+        """Step *number*, counted from 1, begins."""
+
+    def progress(self, done: float) -> None:
+        """The part of the current step that is done, from 0 to 1."""
+
+    def finished(self, plan: DiskPlan, number: int, planned: PlannedStep, seconds: float) -> None:
+        """Step *number* is done."""
+
+    def note(self, plan: DiskPlan, text: str) -> None:
+        """Something that the reader should know."""
+
+
+@dataclass(slots=True)
+class Options:
+    """How to apply: what to compare, and how fast (bytes a second) to copy."""
+
+    verify: Verify = "moved"
+    bandwidth: int | None = None
+
+
+@dataclass(slots=True)
+class Applier:
+    """Applies plans, disk by disk, to the chains of one spec."""
+
+    spec: Spec
+    states: StateFolder
+    options: Options
+    reporter: Reporter
+
+    def apply(self, plan: DiskPlan, found: Look) -> None:
+        """
+        Carry out *plan*, which was made from *found*, and look again.
+
+        Raises:
+            StaleChain: The disk changed since the plan was made; nothing is done.
+            StepFailed: A step failed; the disk reads right, apply again.
+            Busy: Another process holds the disk.
+        """
+        with self._locked(plan):
+            fresh = again(found, self.spec, self.states)
+            if planning.fingerprint_of(fresh) != plan.fingerprint:
+                raise StaleChain(
+                    f"{plan.label} changed since the plan was made (it is {fresh.chain} now)"
+                    f"{': ' + fresh.error if fresh.error else ''}; plan again"
+                )
+            _Run(self, plan, fresh).run()
+
+    def record(self, found: Look) -> None:
+        """Remember the active image of a disk that is as its spec says."""
+        active = found.chain.active
+        if active and found.state.active != active.path:
+            state = replace(found.state, active=active.path, applied=now())
+            self.states.write(found.desired.domain, found.desired.target, state)
+
+    @contextmanager
+    def _locked(self, plan: DiskPlan) -> Iterator[None]:
+        """Hold the disk and every folder that its images lie in."""
+        folders = {path.parent for path in (*plan.observed.paths, *plan.desired)}
+        places = [(self.states.lock_file(plan.domain, plan.target), plan.label)]
+        places += [(folder, str(folder)) for folder in sorted(folders) if folder.is_dir()]
+        with ExitStack() as held:
+            for path, what in places:
+                held.enter_context(_wait_for(path, what))
+            yield
+
+
+@contextmanager
+def _wait_for(path: Path, what: str) -> Iterator[None]:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            lock = files.locked(path, what)
+            lock.__enter__()
+            break
+        except Busy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One disk's plan being carried out."""
+
+    applier: Applier
+    plan: DiskPlan
+    found: Look
+    backend: Offline = field(init=False)
+    state: DiskState = field(init=False)
+    active: Path | None = field(init=False)
+    number: int = 0
+    written: dict[Path, None] = field(default_factory=dict)
+    merged_at: dict[Path, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        options = self.applier.options
+        self.backend = Offline(
+            self.found.formats,
+            self.found.desired.format,
+            options.verify,
+            options.bandwidth,
+            self.applier.reporter.progress,
+        )
+        self.state = self.found.state
+        active = self.found.chain.active
+        self.active = active.path if active else None
+
+    def run(self) -> None:
+        views_before = self._digests()
+        early = [one for one in self.plan.steps if self._is_old_leftover(one)]
+        later = [one for one in self.plan.steps if one not in early]
+        for planned in early:
+            self._remove(planned)
+        for _, unit in groupby(
+            (one for one in later if not isinstance(one.step, Remove)),
+            key=lambda one: one.group if one.group is not None else id(one),
+        ):
+            self._unit(tuple(unit))
+        self._look_again(views_before)
+        for planned in later:
+            if isinstance(planned.step, Remove):
+                self._remove(planned)
+        self._remember(replace(self.state, active=self.active, applied=now()))
+
+    def _is_old_leftover(self, planned: PlannedStep) -> bool:
+        step = planned.step
+        return isinstance(step, Remove) and any(
+            left.path == step.image for left in self.found.state.leftovers
+        )
+
+    # One group of steps
+
+    def _unit(self, unit: tuple[PlannedStep, ...]) -> None:
+        resumed = self.state.unfinished
+        unfinished = resumed or self._unfinished(unit)
+        self._remember(begun(replace(self.state, active=self.active), unfinished))
+        for planned in unit:
+            self._step(planned, again=resumed is not None)
+        left = tuple(replace(one, changed=self._changed(one.path)) for one in unfinished.remove)
+        self._remember(
+            replace(
+                self.state,
+                active=self.active,
+                unfinished=None,
+                leftovers=(*self.state.leftovers, *left),
+            )
+        )
+
+    def _unfinished(self, unit: tuple[PlannedStep, ...]) -> Unfinished:
+        before, after = unit[0].before, unit[-1].after
+        gone = [
+            image
+            for image in before
+            if image.path not in after
+            and any(one.step == Remove(image.path) for one in self.plan.steps)
+        ]
+        return Unfinished(
+            steps=tuple(one.step for one in unit),
+            remove=tuple(
+                Leftover(image.path, image.identity, files.changed(image.path))
+                for image in gone
+                if image.identity
+            ),
+            links=tuple(OldLink(i.path, i.recorded, i.recorded_format) for i in before),
+        )
+
+    def _changed(self, path: Path) -> int:
+        """When *path* last changed; where it was committed from, when that was done."""
+        return self.merged_at.get(path) or files.changed(path)
+
+    def _step(self, planned: PlannedStep, *, again: bool) -> None:
+        step = planned.step
+        self.number += 1
+        began = time.monotonic()
+        self.applier.reporter.step(self.plan, self.number, planned)
+        log.info("%s: %s", self.plan.label, step)
+        try:
+            chain = self.backend.observe(self.active)
+            if again and self._was_done(step, chain):
+                self._follow(step)
+            else:
+                if not again and chain.paths != planned.before.paths:
+                    raise StaleChain(f"the chain is {chain} now, not {planned.before}")
+                self._unchanged(step)
+                self._room(planned)
+                self.backend.run(step, chain, again=again)
+                self._follow(step)
+                after = self.backend.observe(self.active)
+                if not again and after.paths != planned.after.paths:
+                    raise StaleChain(f"the chain is {after} after it, not {planned.after}")
+            if isinstance(step, Commit):
+                self.merged_at[step.top] = files.changed(step.top)
+        except (ReconcilerError, OSError) as error:
+            raise StepFailed(str(step), self.number - 1, str(error)) from error
+        self.written.update(dict.fromkeys(touched(step)))
+        seconds = time.monotonic() - began
+        self.applier.reporter.finished(self.plan, self.number, planned, seconds)
+
+    def _was_done(self, step: Step, chain: Chain) -> bool:
+        """True where the interrupted *step* is done, and reads right."""
+        if not self.backend.done(step, chain):
+            return False
+        unfinished = self.state.unfinished
+        image = step.into if isinstance(step, Pull) else None
+        image = step.image if isinstance(step, Rebase) else image
+        if image is None or unfinished is None or image not in chain:
+            return True
+        return self._reads_as_before(image, chain, unfinished)
+
+    def _reads_as_before(self, image: Path, chain: Chain, unfinished: Unfinished) -> bool:
+        """
+        Compare a relinked image with itself on its old backing file.
+
+        A relink by qemu-img is durable only after the data; should it not be,
+        the header goes back to the old backing file, and the step is done again.
+        """
+        old = next((link for link in unfinished.links if link.image == image), None)
+        if old is None or old.backing is None:
+            return True
+        below = self.backend.observe_below(image, old.backing, old.format)
+        if below is None:
+            return True  # removed: it was compared before that
+        return self.backend.confirm_relinked(chain, image, below)
+
+    def _follow(self, step: Step) -> None:
+        """Keep in mind which image is active after *step*."""
+        match step:
+            case Create(image) | Attach(image):
+                self.active = image
+            case Commit(top, base, True) if top == self.active:
+                self.active = base
+            case Rename(source, target) if source == self.active:
+                self.active = target
+
+    def _unchanged(self, step: Step) -> None:
+        """What a rename replaces is as it was when its data was merged."""
+        merged = self.merged_at.get(step.target) if isinstance(step, Rename) else None
+        if isinstance(step, Rename) and merged and files.changed(step.target) != merged:
+            raise StaleChain(f"{step.target} was written to while it was being merged")
+
+    def _room(self, planned: PlannedStep) -> None:
+        if planned.bytes:
+            folder = touched(planned.step)[0].parent
+            free = files.free_bytes(folder)
+            if room(planned.bytes) > free:
+                raise StaleChain(f"{folder} has {free} bytes free, and the step needs more")
+
+    # Looking again, and removing
+
+    def _digests(self) -> dict[Path | None, str]:
+        """Digests of all kept views, and of the current state (None), with ``--verify full``."""
+        points = self.plan.restore_points
+        if self.applier.options.verify != "full" or self.state.unfinished:
+            return {}
+        chain = self.found.chain
+        found: dict[Path | None, str] = {
+            path: views.digest(chain.up_to(path).images) for path in points.kept
+        }
+        if current := self._current_state():
+            found[None] = views.digest(current.images)
+        return found
+
+    def _current_state(self) -> Chain | None:
+        """The chain, before the first step, whose view must be the guest's afterwards."""
+        left = [i for i in self.found.chain if i.path not in self.plan.restore_points.discarded]
+        return Chain(tuple(left)) if left else None
+
+    def _look_again(self, before: dict[Path | None, str]) -> None:
+        """Check what was written, let QEMU read the chain, and compare the digests."""
+        try:
+            chain = self.backend.observe(self.active)
+            for image in chain:
+                if image.path in self.written:
+                    self.backend.check(image)
+            images.confirm(chain)
+            if not self.found.state.unfinished and chain.paths != self.plan.desired:
+                raise StaleChain(f"the chain is {chain} after the last step")
+            for path, digest in before.items():
+                self._reads_the_same(path, digest, chain)
+        except (ReconcilerError, OSError) as error:
+            raise StepFailed("look again", self.number, str(error)) from error
+
+    def _reads_the_same(self, path: Path | None, digest: str, chain: Chain) -> None:
+        current = self._current_state()
+        size = current[len(current) - 1].virtual_size if path is None and current else None
+        upper = chain if path is None else chain.up_to(path)
+        name = "the current state" if path is None else short_name(path)
+        if views.digest(upper.images, size) != digest:
+            raise StaleChain(f"{name} reads differently; nothing was removed")
+        self.applier.reporter.note(self.plan, f"{name} reads as before, sha256 {digest[:16]}")
+
+    def _remove(self, planned: PlannedStep) -> None:
+        """Remove one file, after a fresh look at every header that could name it."""
+        assert isinstance(planned.step, Remove)
+        path = planned.step.image
+        self.number += 1
+        began = time.monotonic()
+        self.applier.reporter.step(self.plan, self.number, planned)
+        try:
+            self._still_unused(path)
+            if path.exists():
+                self.backend.run(planned.step, Chain())
+        except (ReconcilerError, OSError) as error:
+            raise StepFailed(str(planned.step), self.number - 1, str(error)) from error
+        left = tuple(one for one in self.state.leftovers if one.path != path)
+        self._remember(replace(self.state, leftovers=left))
+        seconds = time.monotonic() - began
+        self.applier.reporter.finished(self.plan, self.number, planned, seconds)
+
+    def _still_unused(self, path: Path) -> None:
+        left = next((one for one in self.state.leftovers if one.path == path), None)
+        if left is None or not planning.still_there(left):
+            raise StaleChain(f"{path} is not the file that was merged; it is left alone")
+        chain = self.backend.observe(self.active)
+        if path in chain:
+            raise StaleChain(f"{path} is in the chain {chain}")
+        gone = {one.path for one in self.state.leftovers}
+        users = [user for user in _users(left.identity, self._folders()) if user not in gone]
+        if users:
+            raise StaleChain(f"{', '.join(map(str, users))} stands on {path} now; it is left alone")
+
+    def _folders(self) -> set[Path]:
+        paths = (*self.plan.observed.paths, *self.plan.desired)
+        listed = (entry.path for disk in self.applier.spec.disks for entry in disk.chain)
+        return {path.parent for path in (*paths, *map(images.real, listed))}
+
+    def _remember(self, state: DiskState) -> None:
+        self.state = state
+        self.applier.states.write(self.plan.domain, self.plan.target, state)
+
+
+def _users(identity: Identity, folders: Iterable[Path]) -> tuple[Path, ...]:
+    return images.scan(folder for folder in folders if folder.is_dir()).get(identity, ())

@@ -1,0 +1,260 @@
+"""Looking: from a spec and the disk to one task for the planner per disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.backends.offline import Offline
+from reconciler.engine.state import DiskState, Leftover, StateFolder
+from reconciler.model.desired import DesiredDisk, Entry, Spec
+from reconciler.model.errors import ReconcilerError, Refused
+from reconciler.model.image import Chain, Format, Identity, Image
+from reconciler.model.steps import Rename
+from reconciler.planner.making import needed
+from reconciler.planner.task import Task, View, Wanted
+from reconciler.tools import files, images, qemuimg, views
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """
+    One disk as it was found.
+
+    Attributes:
+        chain: The observed chain; empty: the disk is new, or *error* says why.
+        task: What the planner gets; None where *error* is set.
+        error: Why the disk cannot be planned.
+    """
+
+    desired: DesiredDisk
+    state: DiskState
+    chain: Chain
+    task: Task | None
+    formats: dict[Identity, Format]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Walked:
+    """A disk whose chain was walked, before anybody else's interest in it is known."""
+
+    desired: DesiredDisk
+    state: DiskState
+    chain: Chain
+    wanted: tuple[Wanted, ...] = ()
+    outside: tuple[tuple[Path, Chain], ...] = ()
+    error: str | None = None
+
+
+def look(spec: Spec, states: StateFolder, only: Iterable[DesiredDisk] | None = None) -> list[Look]:
+    """
+    Every disk of *spec* as it is now; an unreadable one carries its error.
+
+    Args:
+        only: Disks to return; the others are looked at for what they share.
+    """
+    formats = _formats(spec)
+    walked = [_walk(disk, states, formats) for disk in spec.disks]
+    overlays = images.scan(_folders(walked))
+    chosen = spec.disks if only is None else tuple(only)
+    return [_with_task(one, walked, overlays, formats) for one in walked if one.desired in chosen]
+
+
+def _formats(spec: Spec) -> dict[Identity, Format]:
+    """Formats that the spec names, by file; a name through any link counts."""
+    found: dict[Identity, Format] = {}
+    for disk in spec.disks:
+        for entry in disk.chain:
+            there = images.identity(entry.path)
+            if entry.format and there:
+                found[there] = entry.format
+    return found
+
+
+def _walk(disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format]) -> _Walked:
+    state = DiskState()
+    chain = Chain()
+    try:
+        if disk.connection is not None:
+            raise Refused(
+                f"the domain has a connection ({disk.connection}), and this version works on "
+                "images without libvirt",
+                "leave `connection` out to work on the images while the domain is shut off",
+            )
+        state = states.disk(disk.domain, disk.target)
+        backend = Offline(formats, disk.format)
+        chain = backend.observe(_active(disk, state))
+        wanted = tuple(_wanted(entry, disk, chain, state, formats) for entry in disk.chain)
+        outside = tuple(
+            (one.path, backend.observe(one.path))
+            for one in wanted
+            if one.image is not None and one.path not in chain
+        )
+    except ReconcilerError as error:
+        return _Walked(disk, state, chain, error=str(error))
+    return _Walked(disk, state, chain, wanted, outside)
+
+
+def _active(disk: DesiredDisk, state: DiskState) -> Path | None:
+    """
+    The observed active image: from the state file, else from `active`, else the
+    highest listed image that exists and is no template.  None: the disk is new.
+    """
+    left = {one.path for one in state.leftovers}
+    for said in (state.active, _renamed_to(state), disk.active):
+        if said is not None and said.exists():
+            return images.real(said)
+    for entry in reversed(disk.chain):
+        path = images.real(entry.path)
+        if not entry.template and entry.path.exists() and path not in left:
+            return path
+    return None
+
+
+def _renamed_to(state: DiskState) -> Path | None:
+    """The new name of the active image where an interrupted rename has given it one."""
+    for step in state.unfinished.steps if state.unfinished else ():
+        if isinstance(step, Rename) and step.source == state.active:
+            return step.target
+    return None
+
+
+def _wanted(
+    entry: Entry,
+    disk: DesiredDisk,
+    chain: Chain,
+    state: DiskState,
+    formats: dict[Identity, Format],
+) -> Wanted:
+    path = images.real(entry.path)
+    there = images.identity(path)
+    image: Image | None = next((one for one in chain if there and one.identity == there), None)
+    left = any(one.path == path and one.identity == there for one in state.leftovers)
+    if image is None and os.path.lexists(path) and not left:
+        image = images.read_image(path, (formats.get(there) if there else None) or disk.format)
+    return Wanted(
+        path=image.path if image else path,
+        name=entry.name,
+        image=image,
+        format=entry.format,
+        size=entry.size,
+        template=entry.template,
+        restore_point=entry.restore_point,
+    )
+
+
+def _folders(walked: Iterable[_Walked]) -> set[Path]:
+    """Folders of every image that any chain of the spec has or shall have."""
+    found: set[Path] = set()
+    for one in walked:
+        found |= {image.path.parent for image in one.chain}
+        found |= {images.real(entry.path).parent for entry in one.desired.chain}
+        found |= {image.path.parent for _, chain in one.outside for image in chain}
+    return {folder for folder in found if folder.is_dir()}
+
+
+def _with_task(
+    one: _Walked,
+    walked: Sequence[_Walked],
+    overlays: dict[Identity, tuple[Path, ...]],
+    formats: dict[Identity, Format],
+) -> Look:
+    if one.error is not None:
+        return Look(one.desired, one.state, one.chain, None, formats, one.error)
+    disk, chain = one.desired, one.chain
+    listed = {images.real(e.path) for other in walked for e in other.desired.chain}
+    users, strangers = _users(one, walked, overlays, listed)
+    folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
+    filesystems = {folder: os.stat(folder).st_dev for folder in folders if folder.is_dir()}
+    missing = sorted(str(folder) for folder in folders - set(filesystems))
+    if missing:
+        error = f"the folder {', '.join(missing)} does not exist; create it first"
+        return Look(disk, one.state, chain, None, formats, error)
+    discard = {images.real(path) for path in disk.discard}
+    active = chain.active
+    task = Task(
+        domain=disk.domain,
+        target=disk.target,
+        chain=chain,
+        wanted=one.wanted,
+        discard=frozenset(discard),
+        remove_base=disk.remove_base,
+        bitmaps=disk.bitmaps,
+        default_format=disk.format,
+        outside=dict(one.outside),
+        users=users,
+        templates=frozenset(
+            images.real(entry.path)
+            for other in walked
+            for entry in other.desired.chain
+            if entry.template
+        ),
+        strangers=strangers,
+        filesystems=filesystems,
+        free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
+        busy=active is not None and files.written_by_other(active.path),
+    )
+    return Look(disk, one.state, chain, task, formats)
+
+
+def _users(
+    one: _Walked,
+    walked: Sequence[_Walked],
+    overlays: dict[Identity, tuple[Path, ...]],
+    listed: set[Path],
+) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
+    """Who else stands on each image, and unlisted overlays on the active one."""
+    ours = set(one.chain.paths) | {left.path for left in _leftovers(one.state)}
+    users: dict[Path, tuple[str, ...]] = {}
+    strangers: list[Path] = []
+    for image in one.chain:
+        names = []
+        for overlay in overlays.get(image.identity, ()) if image.identity else ():
+            if overlay in ours:
+                continue
+            if image == one.chain.active and overlay not in listed:
+                strangers.append(overlay)
+            names.append(overlay.name)
+        for other in walked:
+            if other is not one and _lists(other, image):
+                names.append(other.desired.label)
+        if names:
+            users[image.path] = tuple(dict.fromkeys(names))
+    return users, tuple(strangers)
+
+
+def _lists(other: _Walked, image: Image) -> bool:
+    """True where another disk's desired or observed chain has *image* in it."""
+    if any(one.identity == image.identity for one in other.chain):
+        return True
+    return any(images.real(entry.path) == image.path for entry in other.desired.chain)
+
+
+def _leftovers(state: DiskState) -> tuple[Leftover, ...]:
+    return (*state.leftovers, *(state.unfinished.remove if state.unfinished else ()))
+
+
+def view_of(path: Path, task: Task) -> View:
+    """The map of the view of *path*, and whether it begins as an image format would."""
+    if path in task.chain:
+        chain = task.chain.up_to(path)
+    else:
+        chain = next(c.up_to(path) for c in task.outside.values() if path in c)
+    extents = qemuimg.map_view(chain.images)
+    raw = any(image.format == "raw" for image in chain)
+    forged = raw and views.first_bytes_forged(chain.images)
+    return View(extents, forged)
+
+
+def views_for(task: Task) -> dict[Path, View]:
+    """The views that the planner needs for *task*; Refused as the planner says."""
+    return {path: view_of(path, task) for path in needed(task)}
+
+
+def again(found: Look, spec: Spec, states: StateFolder) -> Look:
+    """The same disk, looked at once more, from the state file up."""
+    states.forget_cache()
+    return next(iter(look(spec, states, [found.desired])))

@@ -1,0 +1,117 @@
+"""From looks to plans: what is unfinished first, then what the planner says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from reconciler.engine.looking import Look, views_for
+from reconciler.engine.state import Leftover, Unfinished
+from reconciler.model.errors import ReconcilerError, Refused
+from reconciler.model.image import short_name
+from reconciler.model.plan import DiskPlan, Plan, PlannedStep
+from reconciler.model.steps import Commit, Remove
+from reconciler.planner.making import fingerprint, make_plan
+from reconciler.planner.proof import ProofFailed
+from reconciler.tools import files, images
+
+
+def plan_all(sources: tuple[Path, ...], looks: Iterable[Look]) -> Plan:
+    """The plan of every disk; one that cannot be planned carries its error."""
+    return Plan(sources, tuple(plan_disk(found) for found in looks))
+
+
+def plan_disk(found: Look) -> DiskPlan:
+    """
+    The plan of one disk.
+
+    Steps that were interrupted are finished before anything else is planned:
+    a commit that began has overwritten views that no spec can ask for again.
+    """
+    desired = found.desired
+    empty = DiskPlan(
+        domain=desired.domain,
+        target=desired.target,
+        observed=found.chain,
+        desired=tuple(images.real(entry.path) for entry in desired.chain),
+    )
+    if found.error is not None or found.task is None:
+        return replace(empty, error=found.error)
+    try:
+        left = tuple(_removals(found))
+        if found.state.unfinished:
+            plan = _finish(empty, found, found.state.unfinished)
+        else:
+            plan = make_plan(found.task, views_for(found.task))
+        return replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
+    except ProofFailed as error:
+        return replace(
+            empty, error=f"{error}: this is a bug, and nothing is done; please report it"
+        )
+    except ReconcilerError as error:
+        return replace(empty, error=str(error))
+
+
+def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
+    chain = found.chain
+    reason = f"finishes what was interrupted ({unfinished.begun})"
+    steps = [
+        PlannedStep(step, chain, chain, reason, group=0)
+        for step in unfinished.steps
+        if not isinstance(step, Remove)
+    ]
+    removals = [
+        PlannedStep(Remove(one.path), chain, chain, "its data is merged")
+        for one in unfinished.remove
+        if one.path.exists()
+    ]
+    gone = ", ".join(sorted(short_name(path) for path in overwritten(found)))
+    notes = ["after that, the rest is planned anew"]
+    if gone:
+        notes.append(f"{gone}: overwritten by the merge that had begun; no restore point any more")
+    return replace(empty, steps=(*steps, *removals), notes=tuple(notes))
+
+
+def overwritten(found: Look) -> frozenset[Path]:
+    """Images whose own views a commit in flight has destroyed."""
+    unfinished, chain = found.state.unfinished, found.chain
+    paths: set[Path] = set()
+    for step in unfinished.steps if unfinished else ():
+        if isinstance(step, Commit) and step.base in chain and step.top in chain:
+            paths |= {step.base, *(image.path for image in chain.between(step.base, step.top))}
+    return frozenset(paths)
+
+
+def _removals(found: Look) -> Iterable[PlannedStep]:
+    """Steps that take away what an earlier apply has merged and not yet removed."""
+    for one in found.state.leftovers:
+        if still_there(one) and one.path not in found.chain:
+            reason = "its data was merged or discarded before"
+            yield PlannedStep(Remove(one.path), found.chain, found.chain, reason)
+
+
+def still_there(one: Leftover) -> bool:
+    """
+    True where the file of a leftover exists as it was left.
+
+    Raises:
+        Refused: Somebody wrote to it since.
+    """
+    if images.identity(one.path) != one.identity:
+        return False
+    if files.changed(one.path) != one.changed:
+        raise Refused(
+            f"{one.path} was merged or discarded, and somebody has written to it since",
+            "if what was written is needed, copy the file away; then remove it by hand",
+        )
+    return True
+
+
+def fingerprint_of(found: Look) -> str:
+    """The planner's digest, and what the state file adds to it; empty for a broken disk."""
+    if found.task is None:
+        return ""
+    text = f"{fingerprint(found.task)} {found.state.unfinished} {found.state.leftovers}"
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

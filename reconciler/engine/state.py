@@ -1,0 +1,266 @@
+"""
+The state file of a domain: what images cannot tell.
+
+It is replaced atomically (write, fsync, rename, fsync the folder).  Losing it
+loses no data.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from reconciler.model.errors import StateError
+from reconciler.model.image import Identity
+from reconciler.model.steps import Step, as_data, from_data
+from reconciler.tools import files
+
+VERSION = 1
+ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """
+    A file whose data was merged elsewhere or discarded, to be removed.
+
+    Attributes:
+        changed: Its modification time in nanoseconds when it went off the
+            chain.  A later time means that somebody still uses it.
+    """
+
+    path: Path
+    identity: Identity
+    changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class OldLink:
+    """What the header of an image named before it was relinked."""
+
+    image: Path
+    backing: str | None
+    format: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """
+    Steps that belong together and have begun.
+
+    From the first write of a commit on, the views of its base and of all
+    images up to its top are gone: only finishing leads anywhere.
+    """
+
+    steps: tuple[Step, ...]
+    remove: tuple[Leftover, ...] = ()
+    links: tuple[OldLink, ...] = ()
+    begun: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """
+    What is remembered of one disk.
+
+    Attributes:
+        active: The image that the guest writes; None: never applied.
+        applied: When the disk was last found or made as the spec says, ISO 8601.
+    """
+
+    active: Path | None = None
+    applied: str | None = None
+    unfinished: Unfinished | None = None
+    leftovers: tuple[Leftover, ...] = ()
+
+
+def default_folder(environment: Mapping[str, str] | None = None) -> Path:
+    """The state directory where no option names one."""
+    environment = os.environ if environment is None else environment
+    if named := environment.get(ENVIRONMENT):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/virt-chain")
+    home = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(home) / "virt-chain"
+
+
+def now() -> str:
+    """The time as the state file has it: UTC, seconds, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(slots=True)
+class StateFolder:
+    """All state files; one a domain, read when first asked for."""
+
+    folder: Path
+    _read: dict[str, dict[str, DiskState]] = field(default_factory=dict)
+
+    def path(self, domain: str) -> Path:
+        """The state file of *domain*; no domain name leads out of the folder."""
+        name = quote(domain, safe=" ")
+        return self.folder / f"{'%2E' + name[1:] if name.startswith('.') else name}.toml"
+
+    def lock_file(self, domain: str, target: str) -> Path:
+        """An existing file that is locked while a disk is worked on."""
+        self._make_folder()
+        folder = self.folder / "locks"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{quote(domain, safe=' ')}:{quote(target, safe='')}"
+        path.touch(mode=0o600)
+        return path
+
+    def disk(self, domain: str, target: str) -> DiskState:
+        """
+        What is remembered of a disk; nothing where it was never applied.
+
+        Raises:
+            StateError: The file is there and cannot be read.
+        """
+        if domain not in self._read:
+            self._read[domain] = _load(self.path(domain))
+        return self._read[domain].get(target, DiskState())
+
+    def write(self, domain: str, target: str, state: DiskState) -> None:
+        """
+        Remember *state*, durably.
+
+        Raises:
+            StateError: The file cannot be written.
+        """
+        if domain in self._read and self._read[domain].get(target) == state:
+            return
+        path = self.path(domain)
+        disks = {**_load(path), target: state}
+        try:
+            self._make_folder()
+            _replace(path, _dump(domain, disks))
+        except OSError as error:
+            raise StateError(f"{path} cannot be written: {error.strerror}") from error
+        self._read[domain] = disks
+
+    def forget_cache(self) -> None:
+        """Read every file anew when next asked."""
+        self._read.clear()
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(
+                f"the state directory {self.folder} cannot be made: {error.strerror}; "
+                f"name another with --state-dir or {ENVIRONMENT}"
+            ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    files.rename_over(temporary, path)
+
+
+def _load(path: Path) -> dict[str, DiskState]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
+    try:
+        data = tomllib.loads(text)
+        if data.get("version") != VERSION:
+            raise ValueError(f"its version is {data.get('version')!r}, this program has {VERSION}")
+        return {target: _disk(disk) for target, disk in data.get("disks", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StateError(
+            f"{path} is damaged ({error}); look at the images with `virt-chain show`, then move "
+            "the file away: the active image is then taken from `active` or the spec's chain"
+        ) from error
+
+
+def _disk(data: dict[str, Any]) -> DiskState:
+    unfinished = data.get("unfinished")
+    return DiskState(
+        active=Path(data["active"]) if "active" in data else None,
+        applied=data.get("applied"),
+        unfinished=_unfinished(unfinished) if unfinished else None,
+        leftovers=tuple(_leftover(one) for one in data.get("leftovers", ())),
+    )
+
+
+def _unfinished(data: dict[str, Any]) -> Unfinished:
+    return Unfinished(
+        steps=tuple(from_data(step) for step in data["steps"]),
+        remove=tuple(_leftover(one) for one in data.get("remove", ())),
+        links=tuple(
+            OldLink(Path(one["image"]), one.get("backing"), one.get("format"))
+            for one in data.get("links", ())
+        ),
+        begun=str(data.get("begun", "")),
+    )
+
+
+def _leftover(data: dict[str, Any]) -> Leftover:
+    identity = Identity(int(data["device"]), int(data["inode"]))
+    return Leftover(Path(data["path"]), identity, int(data["changed"]))
+
+
+def _dump(domain: str, disks: dict[str, DiskState]) -> str:
+    import tomlkit  # takes a while, and only writing needs it
+
+    data = {
+        "version": VERSION,
+        "domain": domain,
+        "disks": {target: _disk_data(state) for target, state in disks.items()},
+    }
+    head = "# Written by virt-chain: what images cannot tell. Losing it loses no data.\n"
+    return head + tomlkit.dumps(data)
+
+
+def _disk_data(state: DiskState) -> dict[str, Any]:
+    data: dict[str, Any] = {"active": _text(state.active), "applied": state.applied}
+    if state.unfinished:
+        data["unfinished"] = {
+            "begun": state.unfinished.begun,
+            "steps": [_without_none(as_data(step)) for step in state.unfinished.steps],
+            "remove": [_leftover_data(one) for one in state.unfinished.remove],
+            "links": [
+                _without_none(
+                    {"image": str(one.image), "backing": one.backing, "format": one.format}
+                )
+                for one in state.unfinished.links
+            ],
+        }
+    if state.leftovers:
+        data["leftovers"] = [_leftover_data(one) for one in state.leftovers]
+    return _without_none(data)
+
+
+def _leftover_data(one: Leftover) -> dict[str, Any]:
+    where = {"device": one.identity.device, "inode": one.identity.inode}
+    return {"path": str(one.path), **where, "changed": one.changed}
+
+
+def _without_none(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def begun(state: DiskState, unfinished: Unfinished) -> DiskState:
+    """*state* with *unfinished* in flight."""
+    return replace(state, unfinished=replace(unfinished, begun=now()))

@@ -1,0 +1,239 @@
+"""What is on the disk: single images, chains, and the overlays in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from reconciler.model.errors import ObserveError
+from reconciler.model.image import Chain, Format, Identity, Image, short_name
+from reconciler.tools import qcow2, qemuimg
+
+log = logging.getLogger(__name__)
+
+MAX_DEPTH = 1000
+"""Images of the longest chain that is read."""
+
+
+def real(path: Path) -> Path:
+    """*path* with every symbolic link resolved; it need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def identity(path: Path) -> Identity | None:
+    """Device and inode of the file behind *path*; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return Identity(found.st_dev, found.st_ino)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
+    """A descriptor of the regular file *path*; nothing else is ever opened."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ObserveError(f"{path} is no regular file; only images in files are handled")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ObserveError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ObserveError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        yield descriptor, os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_image(path: Path, image_format: Format) -> Image:
+    """
+    The image at *path*, which is said to be in *image_format*.
+
+    Raises:
+        ObserveError: It cannot be read, or is not in that format.
+    """
+    where = real(path)
+    with _opened(where) as (descriptor, found):
+        header = qcow2.read_header(descriptor, where) if image_format == "qcow2" else None
+    if image_format == "qcow2" and header is None:
+        raise ObserveError(
+            f'{where} is no qcow2 image; if it is raw, write format = "raw" for it in the spec'
+        )
+    try:
+        str(where).encode()
+    except UnicodeEncodeError:
+        raise ObserveError(f"{str(where)!r}: the file name is no UTF-8; rename the file") from None
+    image = Image(
+        path=where,
+        format=image_format,
+        virtual_size=-(-found.st_size // 512) * 512,
+        cluster_size=1,
+        actual_size=found.st_blocks * 512,
+        identity=Identity(found.st_dev, found.st_ino),
+        links=found.st_nlink,
+        owner=(found.st_uid, found.st_gid),
+        mode=stat.S_IMODE(found.st_mode),
+    )
+    if header is None:
+        return image
+    return replace(
+        image,
+        virtual_size=header.virtual_size,
+        cluster_size=header.cluster_size,
+        recorded=header.backing,
+        recorded_format=header.backing_format,
+        snapshots=header.snapshots,
+        bitmaps=header.bitmaps,
+        encrypted=header.encrypted,
+        data_file=header.data_file,
+        corrupt=header.corrupt,
+        unknown_features=header.unknown_features,
+    )
+
+
+def walk(active: Path, formats: Mapping[Identity, Format], default: Format) -> Chain:
+    """
+    The chain whose active image is *active*, walked image by image.
+
+    Args:
+        formats: Formats that the spec names.
+        default: Believed where neither the spec nor an overlay names a
+            format and the file has the magic of that format.
+
+    Raises:
+        ObserveError: An image is missing, unreadable or no image, or the
+            chain loops; the message says which image names it.
+    """
+    images: list[Image] = []
+    seen: set[Identity] = set()
+    given: Path | None = active
+    recorded_format: str | None = None
+    while given is not None:
+        try:
+            image = read_image(given, _format(given, formats, recorded_format, default))
+        except ObserveError as error:
+            raise _named_by(images, error) from error
+        assert image.identity is not None
+        if image.identity in seen:
+            names = " <- ".join(short_name(one.path) for one in [image, *reversed(images)])
+            raise ObserveError(f"the chain loops: {names}")
+        if len(images) == MAX_DEPTH:
+            raise ObserveError(f"{active} stands on more than {MAX_DEPTH} images")
+        seen.add(image.identity)
+        images.append(image)
+        given, recorded_format = _below(image, given), image.recorded_format
+    return Chain(tuple(reversed(images)))
+
+
+def _named_by(images: list[Image], error: ObserveError) -> ObserveError:
+    if not images:
+        return error
+    overlay = images[-1]
+    return ObserveError(
+        f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
+    )
+
+
+def _format(
+    path: Path, formats: Mapping[Identity, Format], recorded: str | None, default: Format
+) -> Format:
+    there = identity(path)
+    said = formats.get(there) if there else None
+    if said and recorded and said != recorded:
+        raise ObserveError(
+            f"{path}: the spec says format {said}, and the overlay above records {recorded}"
+        )
+    chosen = said or recorded or default
+    if chosen == "qcow2":
+        return "qcow2"
+    if chosen == "raw":
+        return "raw"
+    raise ObserveError(f"{path} has the format {chosen}; only qcow2 and raw are handled")
+
+
+def _below(image: Image, given: Path) -> Path | None:
+    """The backing file of *image*, which was reached under the name *given*."""
+    if image.recorded is None:
+        return None
+    below = qcow2.backing_path(image.recorded, image.path)
+    if given.is_symlink():
+        # QEMU starts a relative name from the folder of the name it was given
+        other = qcow2.backing_path(image.recorded, given)
+        if real(other) != real(below):
+            raise ObserveError(
+                f"{given} is a symbolic link to {image.path}, and its backing name "
+                f"{image.recorded!r} means another file from there; list {image.path} instead"
+            )
+    return below
+
+
+def confirm(chain: Chain) -> None:
+    """
+    Let QEMU read *chain* too, and compare.
+
+    Raises:
+        ObserveError: QEMU sees another chain than the headers tell.
+        ToolFailed: QEMU cannot open it.
+    """
+    if chain.active is None or any(i.recorded and not i.recorded_format for i in chain):
+        return  # without a recorded format QEMU would guess
+    told = qemuimg.chain_info(chain.active.path, chain.active.format)
+    seen = [(_told_path(one), one["virtual-size"]) for one in told]
+    here = [(image.path, image.virtual_size) for image in chain]
+    same = len(seen) == len(here) and all(
+        size == own_size and path in (None, own_path)
+        for (path, size), (own_path, own_size) in zip(seen, here, strict=True)
+    )
+    if not same:
+        raise ObserveError(
+            f"QEMU reads the chain of {chain.active.path} as "
+            f"{' <- '.join(one['filename'] for one in told)}, its headers say {chain}"
+        )
+
+
+def _told_path(told: Mapping[str, str]) -> Path | None:
+    name = told["filename"]
+    if name.startswith("json:"):
+        return None
+    return real(Path(name.removeprefix("file:")))
+
+
+def scan(folders: Iterable[Path]) -> dict[Identity, tuple[Path, ...]]:
+    """
+    Overlays in *folders*, by the file that each stands on.
+
+    Every file with the magic of qcow2 counts, whatever its name.
+    """
+    overlays: dict[Identity, list[Path]] = {}
+    for folder in sorted(set(folders)):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            log.warning("%s cannot be read: %s", folder, error.strerror)
+            continue
+        for entry in entries:
+            if below := _stands_on(Path(entry.path)):
+                path = real(Path(entry.path))
+                if path not in overlays.setdefault(below, []):
+                    overlays[below].append(path)
+    return {below: tuple(paths) for below, paths in overlays.items()}
+
+
+def _stands_on(path: Path) -> Identity | None:
+    if not path.is_file():
+        return None
+    try:
+        with _opened(path) as (descriptor, _):
+            header = qcow2.read_header(descriptor, path)
+        if header is None or header.backing is None:
+            return None
+        return identity(qcow2.backing_path(header.backing, real(path)))
+    except ObserveError as error:
+        log.info("%s", error)
+        return None
