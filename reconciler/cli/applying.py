@@ -21,7 +21,7 @@ from reconciler.engine.looking import Look, again
 from reconciler.engine.planning import plan_all, plan_disk
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-from reconciler.model.errors import ReconcilerError
+from reconciler.model.errors import Mistake, ReconcilerError
 from reconciler.model.plan import DiskPlan, Plan
 from reconciler.spec import load
 from reconciler.spec.planfile import SavedPlan, read_plan
@@ -90,8 +90,8 @@ class Session:
         if self.yes:
             return
         if self.as_json or not sys.stdin.isatty():
-            raise typer.BadParameter(
-                "there is no terminal to ask on; say -y, or apply a saved plan "
+            raise Mistake(
+                "nothing was done: there is no terminal to ask on; say -y, or apply a saved plan "
                 "(virt-chain plan -o FILE)"
             )
         typer.confirm("Apply this?", abort=True, err=True)

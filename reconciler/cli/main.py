@@ -18,7 +18,7 @@ from reconciler import __version__
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder, default_folder
-from reconciler.model.errors import ReconcilerError, SpecError
+from reconciler.model.errors import Mistake, ReconcilerError, SpecError
 from reconciler.model.plan import Plan
 from reconciler.model.units import parse_size
 from reconciler.spec import load
@@ -220,9 +220,7 @@ def _chosen(spec: Spec, target: Sequence[str] | None) -> list[DesiredDisk] | Non
     chosen = [disk for disk in spec.disks if any(_matches(disk, one) for one in target)]
     if not chosen:
         known = ", ".join(disk.label for disk in spec.disks[:8])
-        raise typer.BadParameter(
-            f"--target {' '.join(target)} names no disk of the spec; it has {known}"
-        )
+        raise Mistake(f"--target {' '.join(target)} names no disk of the spec; it has {known}")
     return chosen
 
 
@@ -236,7 +234,7 @@ def _rate(text: str) -> int:
     try:
         return parse_size(text)
     except (ValueError, OverflowError) as error:
-        raise typer.BadParameter(f"--bandwidth {text}: {error}") from error
+        raise Mistake(f"--bandwidth {text}: {error}") from error
 
 
 def _apply_command(spec: list[Path] | None, target: Sequence[str] | None) -> str:
@@ -248,7 +246,7 @@ def _save(path: Path, made: Plan) -> None:
     try:
         path.write_text(json.dumps(made.as_data(), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from error
+        raise Mistake(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -46,7 +46,8 @@ class Terminal:
                 console=self._out,
                 transient=True,
             )
-            name = printable(self._line(plan, number, planned)).replace("[", r"\[")
+            short = f"{plan.label}  {number}/{len(plan.steps)}  {planned.step.action}"
+            name = printable(short).replace("[", r"\[")
             self._task = self._bar.add_task(name, total=planned.bytes)
             self._bar.start()
 

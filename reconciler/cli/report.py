@@ -48,6 +48,14 @@ def console(*, stderr: bool = False) -> Console:
     return plain
 
 
+def print_table(table: Table, out: Console) -> None:
+    """Print *table* without the blanks that fill its last column."""
+    with out.capture() as captured:
+        out.print(table)
+    lines = captured.get().splitlines()
+    out.file.write("".join(f"{line.rstrip()}\n" for line in lines))
+
+
 def disk_naming(plan: DiskPlan) -> Naming:
     """Names for every image that *plan* speaks of."""
     paths = {*plan.observed.paths, *plan.desired}
@@ -124,7 +132,9 @@ def counts(disks: Iterable[DiskPlan]) -> str:
     disks = tuple(disks)
     numbers = summary(disks)
     steps = ", ".join(
-        f"{numbers[kind.action]} {kind.action}" for kind in STEPS if numbers.get(kind.action)
+        f"{count} {kind.action}{'s' if count > 1 else ''}"
+        for kind in STEPS
+        if (count := numbers.get(kind.action, 0))
     )
     return f"{steps}; {human_size(numbers['bytes_to_copy'])} to copy"
 
@@ -140,7 +150,7 @@ def print_disk(disk: DiskPlan, out: Console) -> None:
     if disk.error:
         out.print(Text.assemble(("  error: ", "bold red"), printable(disk.error)))
         return
-    out.print(_steps(disk.steps, name))
+    print_table(_steps(disk.steps, name), out)
     if points := _points(disk, name):
         out.print(Text(f"  {points}"))
     for note in disk.notes:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.cli.naming import Naming, naming, printable
-from reconciler.cli.report import counts
+from reconciler.cli.report import counts, print_table
 from reconciler.engine.looking import Look
 from reconciler.engine.showing import Forest, Shown, forest
 from reconciler.model.plan import DiskPlan
@@ -31,7 +31,7 @@ def print_show(looks: Sequence[Look], plans: Sequence[DiskPlan], out: Console) -
         for root in trees.roots:
             for indent, shown in _lines(trees, root, "", ""):
                 _row(table, indent, shown, name)
-        out.print(table)
+        print_table(table, out)
         out.print()
     for plan in plans:
         out.print(_status(plan))

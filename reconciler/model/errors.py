@@ -2,6 +2,7 @@
 Every error that the package raises on purpose, by who acts next.
 
 * ReconcilerError
+  - Mistake         the operator types the command again
   - SpecError       the operator edits the spec; carries every problem found
   - Refused         the operator edits the spec or prepares the host, as it says
   - ObserveError    whoever looks after the images: a chain is broken or unreadable
@@ -109,6 +110,10 @@ class StepFailed(ReconcilerError):
 
 class StateError(ReconcilerError):
     """The state file of a domain cannot be read or written."""
+
+
+class Mistake(ReconcilerError):
+    """The command line asks for what cannot be meant; the operator types again."""
 
 
 class Busy(ReconcilerError):

@@ -333,6 +333,8 @@ def _create(task: Task, run: Run) -> Choice:
             )
     if run.lower is None:
         reason = f"a new disk of {human_size(size)}"
+    elif task.discard & set(task.chain.paths):
+        reason = f"goes back to {short_name(run.lower)}"
     elif run.foreign.images or not run.chain.images:
         reason = f"a thin instance of {short_name(run.lower)}"
     else:
@@ -359,7 +361,7 @@ def _into(run: Run, index: int, views: Mapping[Path, View]) -> Choice:
         up = moved(extents, range(depth + 1, run.last - run.first + 1), image.cluster_size, size)
         steps.append(Priced(Pull(image.path, run.lower), up, _why(run)))
     if image.path != run.target:
-        reason = f"its file holds all that {run.slot.wanted.name} is to hold"
+        reason = "its file holds the merged data"
         steps.append(Priced(Rename(image.path, run.target), 0, reason))
     cost = sum(step.bytes for step in steps)
     renames = image.path != run.target

@@ -132,7 +132,7 @@ class _Monitor:
                 jobs = self.ask("query-jobs")
                 error = next((job.get("error") for job in jobs if job["id"] == _JOB), None)
                 raise ToolFailed([PROGRAM, "block-stream"], 1, error or "the job ended early")
-            if progress is None:
+            if progress is None or process.wait_readable(self._from.fileno(), 0.5):
                 self._read()
             else:
                 self._report(progress)
@@ -141,4 +141,3 @@ class _Monitor:
         for job in self.ask("query-jobs"):
             if job["id"] == _JOB and job["total-progress"]:
                 progress(job["current-progress"] / job["total-progress"])
-        process.wait_readable(self._from.fileno(), 0.5)

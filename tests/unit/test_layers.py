@@ -1,0 +1,80 @@
+"""The rooms of the package: who may import whom, and where each outside library is at home."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import reconciler
+
+ROOT = Path(reconciler.__file__).parent
+LAYERS = ("model", "spec", "planner", "tools", "backends", "engine", "cli")
+ALLOWED = {
+    "model": set(),
+    "spec": {"model"},
+    "planner": {"model"},
+    "tools": {"model"},
+    "backends": {"model", "tools"},
+    "engine": {"model", "planner", "tools", "backends"},
+    "cli": {"model", "spec", "engine"},
+}
+"""`cli` and `engine` see everything below except what others keep to themselves."""
+
+HOMES = {
+    "jsonschema": {"spec"},
+    "rich": {"cli"},
+    "typer": {"cli"},
+    "tomlkit": {"engine"},
+    "subprocess": {"tools"},
+    "ctypes": {"tools"},
+    "fcntl": {"tools"},
+}
+
+
+def imports() -> Iterator[tuple[Path, str]]:
+    for file in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                for name in node.names:
+                    yield file.relative_to(ROOT), name.name
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield file.relative_to(ROOT), node.module
+
+
+def test_every_module_lies_in_a_room():
+    rooms = {file.parts[0] for file, _ in imports() if len(file.parts) > 1}
+
+    assert rooms == set(LAYERS)
+
+
+@pytest.mark.parametrize("room", LAYERS)
+def test_a_room_imports_only_from_the_rooms_it_may(room):
+    used = {
+        module.split(".")[1]
+        for file, module in imports()
+        if file.parts[0] == room and module.startswith("reconciler.")
+    }
+
+    assert used - {room} <= ALLOWED[room]
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_an_outside_library_has_one_home(library):
+    homes = {file.parts[0] for file, module in imports() if module.split(".")[0] == library}
+
+    assert homes == HOMES[library]
+
+
+def test_only_one_function_starts_programs():
+    calls = [
+        file
+        for file in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("Popen", "system", "popen", "spawnv")
+        if not file.name == "storage_daemon.py" or node.attr != "Popen"
+    ]
+
+    assert {file.name for file in calls} == {"process.py"}
