@@ -26,11 +26,17 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def start(
-    argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), stdin: int | None = None
-) -> subprocess.Popen[bytes]:
+Child = subprocess.Popen[bytes]
+"""A started program."""
+
+
+def start(argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), talk: bool = False) -> Child:
     """
     Start *argv* with pipes on stdout and stderr, out of reach of a Ctrl-C.
+
+    Args:
+        pass_fds: Open file descriptors that the program gets.
+        talk: A pipe on its standard input, too.
 
     Raises:
         ToolFailed: The program is not installed.
@@ -40,7 +46,7 @@ def start(
     try:
         return subprocess.Popen(
             words,
-            stdin=subprocess.DEVNULL if stdin is None else stdin,
+            stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
@@ -91,9 +97,7 @@ def run(
     return child.returncode, out
 
 
-def _follow(
-    child: subprocess.Popen[bytes], progress: Callable[[bytes], None]
-) -> tuple[bytes, bytes]:
+def _follow(child: Child, progress: Callable[[bytes], None]) -> tuple[bytes, bytes]:
     stdout: IO[bytes] | None = child.stdout
     assert stdout is not None
     pieces = []
@@ -105,7 +109,7 @@ def _follow(
     return b"".join(pieces), err
 
 
-def stop(child: subprocess.Popen[bytes], patience: float = 10.0) -> None:
+def stop(child: Child, patience: float = 10.0) -> None:
     """End *child*: asked first, killed after *patience* seconds."""
     if child.poll() is None:
         child.terminate()

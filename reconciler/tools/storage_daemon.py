@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -52,7 +51,7 @@ def copy_up(
         ToolFailed: The daemon or the job failed; every view reads as before.
     """
     argv = [PROGRAM, "--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"]
-    child = process.start(argv, stdin=subprocess.PIPE)
+    child = process.start(argv, talk=True)
     try:
         daemon = _Monitor(child)
         daemon.ask("qmp_capabilities")
@@ -92,7 +91,7 @@ def _node(index: int, image: Image, *, writable: bool) -> dict[str, Any]:
 class _Monitor:
     """A QMP conversation over the standard input and output of a daemon."""
 
-    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+    def __init__(self, child: process.Child) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
