@@ -72,6 +72,12 @@ Detailed = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"virt-chain {__version__}")
+        raise typer.Exit(Exit.DONE)
+
+
 @app.callback()
 def options(
     context: typer.Context,
@@ -79,12 +85,12 @@ def options(
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, help="Log steps; -vv: every command.")
     ] = 0,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[  # noqa: ARG001
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print the version."),
+    ] = False,
 ) -> None:
     """Options of every command."""
-    if version:
-        typer.echo(f"virt-chain {__version__}")
-        raise typer.Exit(Exit.DONE)
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     context.obj = state_dir

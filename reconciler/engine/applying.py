@@ -98,11 +98,22 @@ class Applier:
         with self._locked(plan):
             fresh = again(found, self.spec, self.states)
             if planning.fingerprint_of(fresh) != plan.fingerprint:
-                raise StaleChain(
-                    f"{plan.label} changed since the plan was made (it is {fresh.chain} now)"
-                    f"{': ' + fresh.error if fresh.error else ''}; plan again"
-                )
+                plan = self._same_steps(plan, fresh)
             _Run(self, plan, fresh).run()
+
+    def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:
+        """
+        A new plan for a disk whose surroundings changed, if it has the steps of *plan*.
+
+        Another disk of the same apply may just have left an image that both shared.
+        """
+        current = planning.plan_disk(fresh)
+        if current.error or [one.step for one in current.steps] != [one.step for one in plan.steps]:
+            raise StaleChain(
+                f"{plan.label} changed since the plan was made (it is {fresh.chain} now"
+                f"{'; ' + current.error if current.error else ''}); plan again"
+            )
+        return current
 
     def record(self, found: Look) -> None:
         """Remember the active image of a disk that is as its spec says."""

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.backends.offline import Offline
 from reconciler.engine.state import DiskState, Leftover, StateFolder
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.errors import ReconcilerError, Refused
 from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import Rename
-from reconciler.planner.making import needed
 from reconciler.planner.task import Task, View, Wanted
-from reconciler.tools import files, images, qemuimg, views
+from reconciler.tools import files, images, qemuimg
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,11 @@ def _walk(disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format
                 "leave `connection` out to work on the images while the domain is shut off",
             )
         state = states.disk(disk.domain, disk.target)
-        backend = Offline(formats, disk.format)
-        chain = backend.observe(_active(disk, state))
+        active = _active(disk, state)
+        chain = images.walk(active, formats, disk.format) if active else Chain()
         wanted = tuple(_wanted(entry, disk, chain, state, formats) for entry in disk.chain)
         outside = tuple(
-            (one.path, backend.observe(one.path))
+            (one.path, images.walk(one.path, formats, disk.format))
             for one in wanted
             if one.image is not None and one.path not in chain
         )
@@ -162,9 +160,10 @@ def _with_task(
     overlays: dict[Identity, tuple[Path, ...]],
     formats: dict[Identity, Format],
 ) -> Look:
-    if one.error is not None:
-        return Look(one.desired, one.state, one.chain, None, formats, one.error)
     disk, chain = one.desired, one.chain
+    error = one.error or _unconfirmed(chain)
+    if error is not None:
+        return Look(disk, one.state, chain, None, formats, error)
     listed = {images.real(e.path) for other in walked for e in other.desired.chain}
     users, strangers = _users(one, walked, overlays, listed)
     folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
@@ -198,6 +197,17 @@ def _with_task(
         busy=active is not None and files.written_by_other(active.path),
     )
     return Look(disk, one.state, chain, task, formats)
+
+
+def _unconfirmed(chain: Chain) -> str | None:
+    """What QEMU has to say against *chain*; None: it reads the same chain."""
+    if any(i.encrypted or i.data_file or i.corrupt or i.unknown_features for i in chain):
+        return None  # the planner refuses these, and QEMU need not open them
+    try:
+        images.confirm(chain)
+    except ReconcilerError as error:
+        return str(error)
+    return None
 
 
 def _users(
@@ -237,8 +247,15 @@ def _leftovers(state: DiskState) -> tuple[Leftover, ...]:
     return (*state.leftovers, *(state.unfinished.remove if state.unfinished else ()))
 
 
-def view_of(path: Path, task: Task) -> View:
+def views_for(task: Task, paths: Iterable[Path]) -> dict[Path, View]:
+    """The views of *paths*, which the planner asks for to price *task*."""
+    return {path: _view_of(path, task) for path in paths}
+
+
+def _view_of(path: Path, task: Task) -> View:
     """The map of the view of *path*, and whether it begins as an image format would."""
+    from reconciler.tools import views  # only a merge needs it
+
     if path in task.chain:
         chain = task.chain.up_to(path)
     else:
@@ -247,11 +264,6 @@ def view_of(path: Path, task: Task) -> View:
     raw = any(image.format == "raw" for image in chain)
     forged = raw and views.first_bytes_forged(chain.images)
     return View(extents, forged)
-
-
-def views_for(task: Task) -> dict[Path, View]:
-    """The views that the planner needs for *task*; Refused as the planner says."""
-    return {path: view_of(path, task) for path in needed(task)}
 
 
 def again(found: Look, spec: Spec, states: StateFolder) -> Look:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from reconciler.engine.looking import Look, views_for
 from reconciler.engine.state import Leftover, Unfinished
-from reconciler.model.errors import ReconcilerError, Refused
+from reconciler.model.errors import ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
 from reconciler.model.steps import Commit, Remove
-from reconciler.planner.making import fingerprint, make_plan
-from reconciler.planner.proof import ProofFailed
+from reconciler.planner.fingerprint import fingerprint
+from reconciler.planner.layout import lay_out, restore_points, settled
+from reconciler.planner.task import Task
 from reconciler.tools import files, images
 
 
@@ -44,7 +45,7 @@ def plan_disk(found: Look) -> DiskPlan:
         if found.state.unfinished:
             plan = _finish(empty, found, found.state.unfinished)
         else:
-            plan = make_plan(found.task, views_for(found.task))
+            plan = _make(empty, found.task)
         return replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
     except ProofFailed as error:
         return replace(
@@ -52,6 +53,16 @@ def plan_disk(found: Look) -> DiskPlan:
         )
     except ReconcilerError as error:
         return replace(empty, error=str(error))
+
+
+def _make(empty: DiskPlan, task: Task) -> DiskPlan:
+    layout = lay_out(task)
+    if settled(task, layout):
+        return replace(empty, restore_points=restore_points(task, layout))
+    # prices and proof take a while to load, and the daily case has nothing to do
+    from reconciler.planner.making import make_plan, needed
+
+    return make_plan(task, views_for(task, needed(task)))
 
 
 def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:

@@ -2,6 +2,7 @@
 Every error that the package raises on purpose, by who acts next.
 
 * ReconcilerError
+  - ProofFailed     the authors of virt-chain: the planner has a bug
   - Mistake         the operator types the command again
   - SpecError       the operator edits the spec; carries every problem found
   - Refused         the operator edits the spec or prepares the host, as it says
@@ -110,6 +111,10 @@ class StepFailed(ReconcilerError):
 
 class StateError(ReconcilerError):
     """The state file of a domain cannot be read or written."""
+
+
+class ProofFailed(ReconcilerError):
+    """A plan would break the promise; a bug of the planner, and never executed."""
 
 
 class Mistake(ReconcilerError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reconciler.model.errors import Refused
 from reconciler.model.image import Chain, Image, short_name
+from reconciler.model.plan import RestorePoints
 from reconciler.planner.task import Task, Wanted
 
 
@@ -64,6 +65,39 @@ def lay_out(task: Task) -> Layout:
     for position, wanted in enumerate(above):
         slots.append(Slot(wanted, kept[position], _ends(task, above, kept, position, chain)))
     return Layout(chain, discarded, outside, start, tuple(slots))
+
+
+def settled(task: Task, layout: Layout) -> bool:
+    """True where the observed chain is the desired one, so that no step is needed."""
+    active = layout.chain.active
+    size = task.wanted[-1].size
+    return (
+        active is not None
+        and task.chain.paths == tuple(wanted.path for wanted in task.wanted)
+        and not layout.discarded
+        and not any(wanted.size for wanted in task.wanted[:-1])
+        and size in (None, active.virtual_size)
+    )
+
+
+def restore_points(task: Task, layout: Layout) -> RestorePoints:
+    below_active = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
+    no_views = {wanted.path for wanted in task.wanted if not wanted.restore_point}
+    kept = tuple(
+        image.path
+        for image in layout.chain
+        if image.path in below_active and image.path not in no_views
+    )
+    outside = set(layout.outside.paths)
+    dropped = tuple(
+        image.path
+        for image in task.chain.images[:-1]
+        if image.path not in kept
+        and image not in layout.discarded
+        and image.path not in no_views
+        and image.path not in outside
+    )
+    return RestorePoints(kept, dropped, tuple(image.path for image in layout.discarded))
 
 
 def _no_strangers(task: Task) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from reconciler.model.errors import Refused
-from reconciler.model.image import Chain, Image, short_name
-from reconciler.model.plan import DiskPlan, PlannedStep, RestorePoints
+from reconciler.model.errors import ProofFailed, Refused
+from reconciler.model.image import short_name
+from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
     Attach,
     Commit,
@@ -23,9 +21,10 @@ from reconciler.model.steps import (
     touched,
 )
 from reconciler.model.units import human_size
-from reconciler.planner.layout import Layout, lay_out
+from reconciler.planner.fingerprint import fingerprint
+from reconciler.planner.layout import Layout, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, vanishes, views_needed
-from reconciler.planner.proof import ProofFailed, World, prove
+from reconciler.planner.proof import World, prove
 from reconciler.planner.task import Task, View
 
 METADATA = 0.02
@@ -66,7 +65,7 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         observed=task.chain,
         desired=desired,
         steps=planned,
-        restore_points=_restore_points(task, layout),
+        restore_points=restore_points(task, layout),
         notes=tuple(_notes(task, layout, planned)),
     )
     _prove(task, layout, plan)
@@ -179,26 +178,6 @@ def _removable(task: Task, layout: Layout, index: int) -> bool:
     return vanishes(task, task.chain, index)
 
 
-def _restore_points(task: Task, layout: Layout) -> RestorePoints:
-    below_active = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
-    no_views = {wanted.path for wanted in task.wanted if not wanted.restore_point}
-    kept = tuple(
-        image.path
-        for image in layout.chain
-        if image.path in below_active and image.path not in no_views
-    )
-    outside = set(layout.outside.paths)
-    dropped = tuple(
-        image.path
-        for image in task.chain.images[:-1]
-        if image.path not in kept
-        and image not in layout.discarded
-        and image.path not in no_views
-        and image.path not in outside
-    )
-    return RestorePoints(kept, dropped, tuple(image.path for image in layout.discarded))
-
-
 def _notes(task: Task, layout: Layout, planned: tuple[PlannedStep, ...]) -> Iterable[str]:
     if not planned:
         return
@@ -280,46 +259,3 @@ def _ready(task: Task, planned: tuple[PlannedStep, ...]) -> None:
 def room(copied: int) -> int:
     """Bytes that a step which copies *copied* bytes needs on its filesystem, at most."""
     return int(copied * (1 + METADATA)) + SLACK
-
-
-def fingerprint(task: Task) -> str:
-    """
-    A digest of all that a plan relies on, but not of the guest's own data.
-
-    It changes with the observed chain (files, sizes, headers), the desired
-    chain, and with who else stands on an image.
-    """
-    facts = {
-        "observed": [_facts(image) for image in task.chain],
-        "outside": {str(p): [_facts(i) for i in c] for p, c in sorted(task.outside.items())},
-        "desired": [
-            [str(w.path), w.format, w.size, w.template, w.restore_point, w.image is not None]
-            for w in task.wanted
-        ],
-        "discard": sorted(str(path) for path in task.discard),
-        "rules": [task.remove_base, task.bitmaps, task.default_format],
-        "users": {str(path): list(users) for path, users in sorted(task.users.items())},
-        "templates": sorted(str(p) for p in task.templates if p in task.chain),
-        "strangers": sorted(str(path) for path in task.strangers),
-    }
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-def _facts(image: Image) -> list[object]:
-    identity = (image.identity.device, image.identity.inode) if image.identity else None
-    return [
-        str(image.path),
-        identity,
-        image.format,
-        image.virtual_size,
-        image.recorded,
-        image.recorded_format,
-        image.snapshots,
-        image.bitmaps,
-    ]
-
-
-def chain_of(paths: Iterable[Path], images: Mapping[Path, Image]) -> Chain:
-    """The chain of *paths*, whose images are in *images*."""
-    return Chain(tuple(images[path] for path in paths))

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import assert_never
 
-from reconciler.model.errors import ReconcilerError
+from reconciler.model.errors import ProofFailed
 from reconciler.model.image import Chain, short_name
 from reconciler.model.steps import (
     Attach,
@@ -35,10 +35,6 @@ from reconciler.model.steps import (
     Resize,
     Step,
 )
-
-
-class ProofFailed(ReconcilerError):
-    """A plan would break the promise; a bug of the planner, and never executed."""
 
 
 @dataclass(frozen=True, slots=True)

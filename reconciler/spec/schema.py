@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.resources
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -67,7 +66,7 @@ def schema(name: str = "chain") -> dict[str, Any]:
     It comes from the installed package, else from the source tree.
     """
     file = f"{name}.schema.json"
-    installed = importlib.resources.files("reconciler") / "schemas" / file
+    installed = Path(__file__).parents[1] / "schemas" / file
     in_tree = Path(__file__).parents[2] / "schemas" / file
     text = (installed if installed.is_file() else in_tree).read_text(encoding="utf-8")
     loaded: dict[str, Any] = json.loads(text)

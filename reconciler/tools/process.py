@@ -11,7 +11,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
 
 from reconciler.model.errors import ToolFailed
 
@@ -98,15 +97,23 @@ def run(
 
 
 def _follow(child: Child, progress: Callable[[bytes], None]) -> tuple[bytes, bytes]:
-    stdout: IO[bytes] | None = child.stdout
-    assert stdout is not None
-    pieces = []
-    while piece := os.read(stdout.fileno(), 65536):
-        pieces.append(piece)
-        progress(piece)
-    # stderr of these tools is a few lines and fits the pipe
-    _, err = child.communicate()
-    return b"".join(pieces), err
+    """All output of *child*, its standard output told as it arrives."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    out, err = child.stdout.fileno(), child.stderr.fileno()
+    pieces: dict[int, list[bytes]] = {out: [], err: []}
+    still_open = {out, err}
+    while still_open:
+        for descriptor in select.select(list(still_open), [], [])[0]:
+            piece = os.read(descriptor, 65536)
+            if not piece:
+                still_open.discard(descriptor)
+                continue
+            pieces[descriptor].append(piece)
+            if descriptor == out:
+                progress(piece)
+    child.communicate()
+    return b"".join(pieces[out]), b"".join(pieces[err])
 
 
 def stop(child: Child, patience: float = 10.0) -> None:

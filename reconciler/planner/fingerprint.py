@@ -1,0 +1,47 @@
+"""What a plan relies on, as a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from reconciler.model.image import Image
+from reconciler.planner.task import Task
+
+
+def fingerprint(task: Task) -> str:
+    """
+    A digest of all that a plan relies on, but not of the guest's own data.
+
+    It changes with the observed chain (files, sizes, headers), the desired
+    chain, and with who else stands on an image.
+    """
+    facts = {
+        "observed": [_facts(image) for image in task.chain],
+        "outside": {str(p): [_facts(i) for i in c] for p, c in sorted(task.outside.items())},
+        "desired": [
+            [str(w.path), w.format, w.size, w.template, w.restore_point, w.image is not None]
+            for w in task.wanted
+        ],
+        "discard": sorted(str(path) for path in task.discard),
+        "rules": [task.remove_base, task.bitmaps, task.default_format],
+        "users": {str(path): list(users) for path, users in sorted(task.users.items())},
+        "templates": sorted(str(p) for p in task.templates if p in task.chain),
+        "strangers": sorted(str(path) for path in task.strangers),
+    }
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def _facts(image: Image) -> list[object]:
+    identity = (image.identity.device, image.identity.inode) if image.identity else None
+    return [
+        str(image.path),
+        identity,
+        image.format,
+        image.virtual_size,
+        image.recorded,
+        image.recorded_format,
+        image.snapshots,
+        image.bitmaps,
+    ]
