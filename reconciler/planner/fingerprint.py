@@ -44,4 +44,6 @@ def _facts(image: Image) -> list[object]:
         image.recorded_format,
         image.snapshots,
         image.bitmaps,
+        image.links,
+        [image.encrypted, image.data_file, image.corrupt, image.unknown_features],
     ]

@@ -58,6 +58,7 @@ def lay_out(task: Task) -> Layout:
     _no_strangers(task)
     chain, discarded = _without_discarded(task)
     outside = _outside(task, chain)
+    _own_active(task, chain, discarded)
     above = task.wanted[len(outside) :]
     start = max((chain.index(i.path) + 1 for i in outside if i.path in chain), default=0)
     kept = _kept_indices(above, chain)
@@ -83,12 +84,12 @@ def settled(task: Task, layout: Layout) -> bool:
 def restore_points(task: Task, layout: Layout) -> RestorePoints:
     below_active = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
     no_views = {wanted.path for wanted in task.wanted if not wanted.restore_point}
+    outside = set(layout.outside.paths)
     kept = tuple(
         image.path
         for image in layout.chain
-        if image.path in below_active and image.path not in no_views
+        if image.path in below_active | outside and image.path not in no_views
     )
-    outside = set(layout.outside.paths)
     dropped = tuple(
         image.path
         for image in task.chain.images[:-1]
@@ -110,15 +111,30 @@ def _no_strangers(task: Task) -> None:
         )
 
 
+def _own_active(task: Task, chain: Chain, discarded: tuple[Image, ...]) -> None:
+    """The image that the guest will write from now on must be its own."""
+    active = task.wanted[-1]
+    if active.path not in chain or (active.path == chain.images[-1].path and not discarded):
+        return
+    if chain.index(active.path) < task.frozen:
+        image = chain.image(active.path)
+        why = task.frozen_because(image) or "a shared image stands on it"
+        raise Refused(
+            f"{active.name} would become the active image and be written to: {why}",
+            f"list a new image on top of {active.name}",
+        )
+
+
 def _without_discarded(task: Task) -> tuple[Chain, tuple[Image, ...]]:
     discarded = tuple(image for image in task.chain if image.path in task.discard)
     count = len(discarded)
     if count and discarded != task.chain.images[-count:]:
         higher = task.chain.images[task.chain.index(discarded[0].path) :]
-        above = describe(tuple(image for image in higher if image not in discarded))
+        stay = tuple(image for image in higher if image not in discarded)
+        above = describe(stay)
         raise Refused(
             f"`discard` takes images from the top of {task.chain}, and {above} "
-            f"stands above {discarded[0].name}",
+            f"stand{'s' if len(stay) == 1 else ''} above {discarded[0].name}",
             f"discard {above} as well, or take {discarded[0].name} off `discard` to merge it",
         )
     return Chain(task.chain.images[: len(task.chain) - count]), discarded
@@ -135,13 +151,19 @@ def _outside(task: Task, chain: Chain) -> Chain:
         return Chain()
     last = foreign[-1]
     top = task.wanted[last]
-    if last == len(task.wanted) - 1 and len(chain):
+    there = task.outside[top.path]
+    if last == len(task.wanted) - 1:
         raise Refused(
             f"{top.name} exists and is not in the observed chain {chain}: the current state "
             "cannot end in a foreign image",
             f"give the active image a new name, or remove {top.name} if nothing uses it",
         )
-    there = task.outside[top.path]
+    if len(chain) and chain.images[-1].path in there:
+        raise Refused(
+            f"{top.name} stands on {chain.images[-1].name}, the active image, and does not hold "
+            "the current state",
+            f"take {top.name} off the chain, or name it with `active` if the guest writes to it",
+        )
     listed = tuple(wanted.path for wanted in task.wanted[: last + 1])
     if there.paths != listed:
         raise Refused(
@@ -162,7 +184,7 @@ def _kept_indices(above: tuple[Wanted, ...], chain: Chain) -> tuple[int | None, 
             f"list the images in that order, not as {names}",
         )
     highest = max((p for p, index in enumerate(kept) if index is not None), default=-1)
-    for wanted, index in zip(above[:highest], kept[:highest], strict=True):
+    for wanted, index in zip(above[: max(highest, 0)], kept[: max(highest, 0)], strict=True):
         if index is None:
             raise Refused(
                 f"{wanted.path} does not exist, and the chain lists it below {above[highest].name}",

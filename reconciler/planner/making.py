@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reconciler.model.errors import ProofFailed, Refused
-from reconciler.model.image import short_name
+from reconciler.model.image import Image, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
     Attach,
@@ -22,7 +22,7 @@ from reconciler.model.steps import (
 )
 from reconciler.model.units import human_size
 from reconciler.planner.fingerprint import fingerprint
-from reconciler.planner.layout import Layout, lay_out, restore_points
+from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, vanishes, views_needed
 from reconciler.planner.proof import World, prove
 from reconciler.planner.task import Task, View
@@ -83,43 +83,48 @@ def _ordered(
     top = layout.chain.active
     if layout.discarded and top and not (isinstance(first, Create) and first.backing == top.path):
         steps.append((Priced(Attach(top.path), 0, "the spec discards what stands on it"), None))
-    steps += [(priced, number) for chosen, number in merges for priced in chosen]
-    if grown := _growth(task, layout, steps):
-        steps.append((grown, None))
+    for number, (slot, choice) in enumerate(zip(layout.slots, choices, strict=True)):
+        steps += [(priced, number) for priced in choice.steps]
+        if grown := _growth(task, layout, slot, choice):
+            steps.append((grown, None))
     return [(one, None) for one in _records(task, layout, steps)] + steps
 
 
-def _growth(
-    task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
-) -> Priced | None:
-    """The step that gives the active image the size that the spec asks for."""
-    for wanted in task.wanted[:-1]:
-        there = wanted.image
-        if wanted.size and there and wanted.size != there.virtual_size:
-            raise Refused(
-                f"{wanted.name} has {human_size(there.virtual_size)}, the spec says "
-                f"{human_size(wanted.size)}; the size of a restore point is fixed",
-                "leave `size` out, or put it on the active image",
-            )
-    active = task.wanted[-1]
-    if not active.size or any(
-        isinstance(one.step, Create)
-        and one.step.image == active.path
-        and one.bytes == 0
-        and one.step.size == active.size
-        for one, _ in steps
-    ):
+def _growth(task: Task, layout: Layout, slot: Slot, choice: Choice) -> Priced | None:
+    """The step that gives an image the size that the spec asks for."""
+    wanted = slot.wanted
+    made = len(choice.steps) == 1 and isinstance(choice.steps[0].step, Create)
+    if wanted.size is None or made:
         return None
-    size = layout.chain[len(layout.chain) - 1].virtual_size
-    if active.size < size:
+    if slot.kept is not None and slot is not layout.slots[-1]:
+        size = layout.chain[slot.kept].virtual_size
+        if wanted.size == size:
+            return None
         raise Refused(
-            f"{active.name} has {human_size(size)}, the spec says {human_size(active.size)}; "
-            "a disk never shrinks",
-            f"write size = {size}, or leave `size` out",
+            f"{wanted.name} has {human_size(size)}, the spec says {human_size(wanted.size)}; "
+            "the size of a restore point is fixed",
+            "leave `size` out, or put it on the active image",
         )
-    if active.size == size:
+    top = layout.chain[len(layout.chain) - 1]
+    if wanted.size < top.virtual_size:
+        raise Refused(
+            f"{wanted.name} has {human_size(top.virtual_size)}, the spec says "
+            f"{human_size(wanted.size)}; a disk never shrinks",
+            f"write size = {top.virtual_size}, or leave `size` out",
+        )
+    if wanted.size == top.virtual_size:
         return None
-    return Priced(Resize(active.path, active.size), 0, f"the spec says {human_size(active.size)}")
+    stays = wanted.path == top.path and not choice.steps
+    if stays and (why := _untouchable(task, top)):
+        raise Refused(f"{wanted.name} cannot grow: {why}", "leave `size` out")
+    return Priced(Resize(wanted.path, wanted.size), 0, f"the spec says {human_size(wanted.size)}")
+
+
+def _untouchable(task: Task, image: Image) -> str | None:
+    """Why the header of *image* cannot be changed; None: it can."""
+    if image.encrypted or image.data_file or image.corrupt or image.unknown_features:
+        return "it is encrypted, marked corrupt, or has features that are left alone"
+    return task.frozen_because(image)
 
 
 def _records(

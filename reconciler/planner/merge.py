@@ -144,9 +144,11 @@ def _size_below(layout: Layout, position: int, first: int) -> int:
     if position == 0:
         return layout.outside.images[-1].virtual_size if layout.outside.images else 0
     below = layout.slots[position - 1]
+    if below.kept is None and below.wanted.size:
+        return below.wanted.size
     if below.ends:
         return layout.chain[first - 1].virtual_size
-    return below.wanted.size or _size_below(layout, position - 1, first)
+    return _size_below(layout, position - 1, first)
 
 
 def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice:
@@ -161,8 +163,11 @@ def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice
             obstacles.setdefault(obstacle, []).append(run.chain[index].name)
         else:
             choices.append(_into(run, index, views))
-    if run.slot.kept is None and not _blocked(task, run, None):
-        choices.append(_into_new(run, views))
+    if run.slot.kept is None:
+        if obstacle := _blocked(task, run, None) or _new_format(task, run):
+            obstacles.setdefault(obstacle, []).append(run.slot.wanted.name)
+        else:
+            choices.append(_into_new(run, views))
     if not choices:
         raise _no_way(run, obstacles)
     cheapest = min(choices, key=lambda choice: choice.order)
@@ -189,6 +194,7 @@ def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> s
         _frozen(task, run, index),
         _format(task, run, image),
         _elsewhere(task, run, image),
+        _replaces(task, run, image),
     ]
     if commits:
         reasons += [
@@ -259,6 +265,20 @@ def _format(task: Task, run: Run, image: Image) -> str | None:
     if image.format != asked:
         return f"it is {image.format}, and {wanted.name} is {asked}"
     return None
+
+
+def _new_format(task: Task, run: Run) -> str | None:
+    if (run.slot.wanted.format or task.default_format) == "raw":
+        return "data is never copied into a new raw image; convert it with qemu-img, or write qcow2"
+    return None
+
+
+def _replaces(task: Task, run: Run, image: Image) -> str | None:
+    """Why the name of the merged image cannot be taken over."""
+    if image.path == run.target or run.target not in run.chain:
+        return None
+    index = run.chain.index(run.target)
+    return f"{run.slot.wanted.name} would be replaced" if index < task.frozen else None
 
 
 def _elsewhere(task: Task, run: Run, image: Image) -> str | None:

@@ -233,6 +233,7 @@ def prove(
         ProofFailed: A step breaks the promise.
     """
     views = {path: world.reads(path) for path in kept}
+    before, first = world.active, world.reads(world.active) if world.active else None
     state = world.reads(current) if current else None
     frozen = {path: world.images[path] for path in untouched if path in world.images}
     for step in steps:
@@ -243,6 +244,12 @@ def prove(
         for path, held in frozen.items():
             if world.images.get(path) != held:
                 raise ProofFailed(f"{step} changes {short_name(path)}, which is not ours")
-        if state and (world.active is None or world.reads(world.active, state[0]) != state):
+        # until the switch of a rollback the guest has what is discarded
+        expected = first if world.active == before != current else state
+        if expected and (
+            world.active is None or world.reads(world.active, expected[0]) != expected
+        ):
             raise ProofFailed(f"{step} changes the current state")
+    if state and (world.active is None or world.reads(world.active, state[0]) != state):
+        raise ProofFailed("the last step does not end in the current state")
     return world
