@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -88,7 +88,8 @@ class Offline:
         """
         match step:
             case Create():
-                self._create(step, chain)
+                with files.guarded(chain.images[-1].path) if len(chain) else nullcontext():
+                    self._create(step, chain)
             case Commit():
                 self._commit(step, chain, again)
             case Pull(into, base):

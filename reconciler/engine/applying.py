@@ -99,6 +99,8 @@ class Applier:
             fresh = again(found, self.spec, self.states)
             if planning.fingerprint_of(fresh) != plan.fingerprint:
                 plan = self._same_steps(plan, fresh)
+            if fresh.task is not None and fresh.task.busy:
+                raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
             _Run(self, plan, fresh).run()
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:

@@ -138,10 +138,11 @@ class StateFolder:
         if domain in self._read and self._read[domain].get(target) == state:
             return
         path = self.path(domain)
-        disks = {**_load(path), target: state}
+        self._make_folder()
         try:
-            self._make_folder()
-            _replace(path, _dump(domain, disks))
+            with files.alone_in(self.folder):
+                disks = {**_load(path), target: state}
+                _replace(path, _dump(domain, disks))
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
         self._read[domain] = disks

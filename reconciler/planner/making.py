@@ -124,6 +124,10 @@ def _untouchable(task: Task, image: Image) -> str | None:
     """Why the header of *image* cannot be changed; None: it can."""
     if image.encrypted or image.data_file or image.corrupt or image.unknown_features:
         return "it is encrypted, marked corrupt, or has features that are left alone"
+    if image.snapshots:
+        return (
+            f"it has {image.snapshots} internal snapshot(s); delete them with qemu-img snapshot -d"
+        )
     return task.frozen_because(image)
 
 

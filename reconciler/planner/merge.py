@@ -202,6 +202,7 @@ def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> s
             _forged(run, image, views),
             _unrecorded(task, run),
             _own_bitmaps(task, image),
+            _grown_snapshots(run, image),
         ]
     if pulls:
         reasons.append(_own_snapshots(image))
@@ -250,7 +251,7 @@ def _frozen(task: Task, run: Run, index: int) -> str | None:
         return "a dropped base stays as it is unless remove_base = true"
     if index < task.frozen:
         own = task.frozen_because(run.chain[index])
-        return own or f"{run.chain[task.frozen - 1].name}, which is shared, stands on it"
+        return own or f"{task.chain[task.frozen - 1].name}, which is shared, stands on it"
     return None
 
 
@@ -315,6 +316,12 @@ def _unrecorded(task: Task, run: Run) -> str | None:
     for image in run.chain.images[1 : task.frozen]:
         if image.recorded_format is None:
             return f"{image.name}, which is shared, records no backing format for qemu-img"
+    return None
+
+
+def _grown_snapshots(run: Run, image: Image) -> str | None:
+    if image.snapshots and image.virtual_size < run.top.virtual_size:
+        return f"it would grow, and its {image.snapshots} internal snapshot(s) with it"
     return None
 
 

@@ -59,6 +59,8 @@ def start(argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), talk: boo
     except FileNotFoundError as error:
         missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"
         raise ToolFailed(words, 127, missing) from error
+    except OSError as error:
+        raise ToolFailed(words, 126, f"{words[0]} cannot be started: {error.strerror}") from error
 
 
 def run(
