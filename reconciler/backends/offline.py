@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from reconciler.model.errors import ReconcilerError
-from reconciler.model.extents import Range, ranges
+from reconciler.model.extents import Extents, Range, ranges
 from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import (
     Attach,
@@ -186,7 +186,8 @@ class Offline:
         depth = len(upper) - len(below)
         if again and base.format == "qcow2":
             qemuimg.repair(base.path)
-        moved = ranges(one for one in qemuimg.map_view(upper) if one.present and one.depth < depth)
+        extents = self._map(upper)
+        moved = ranges(one for one in extents if one.present and one.depth < depth)
         written = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             overlay = upper[len(below)]
@@ -201,7 +202,7 @@ class Offline:
             raise WrongContent(
                 f"{base} has {grown.virtual_size} bytes after the commit, {top} {top.virtual_size}"
             )
-        self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}")
+        self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
         if step.relink and (above := chain.overlay_of(top.path)):
             self._relink(above, base)
 
@@ -213,9 +214,7 @@ class Offline:
             self._rebase_safely(upper, below)
             return
         moved = ranges(
-            one
-            for one in qemuimg.map_view(upper)
-            if one.present and 0 < one.depth < len(upper) - count
+            one for one in self._map(upper) if one.present and 0 < one.depth < len(upper) - count
         )
         written = os.open(into, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -346,18 +345,29 @@ class Offline:
         qemuimg.run(argv)
         files.sync(image.path)
 
+    def _map(self, upper: Sequence[Image]) -> Extents:
+        """Who provides which bytes; nothing where nothing is compared."""
+        return () if self.verify == "none" else qemuimg.map_view(upper)
+
     def _compare(
         self,
         one: Sequence[Image],
         other: Sequence[Image],
         runs: Sequence[Range],
         what: str,
+        known: Extents | None = None,
     ) -> None:
+        """
+        Compare two views within *runs*.
+
+        Args:
+            known: The map of *one*, where it is known already.
+        """
         if self.verify == "none":
             return
         if self.verify == "full":
             runs = ((0, one[-1].virtual_size),)
-        at = views.first_difference(one, other, runs)
+        at = views.first_difference(one, other, runs, known)
         if at is not None:
             raise WrongContent(
                 f"{what} differ near byte {at} after the copy; nothing was relinked or removed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -147,7 +148,7 @@ def plan(
     if as_json:
         _print_json(made.as_data())
     else:
-        _print_plan(made, f"virt-chain apply {output}" if output else _apply_command(spec, target))
+        _print_plan(made, _apply_command([output] if output else spec, None if output else target))
     if made.errors:
         raise typer.Exit(Exit.ERROR)
     raise typer.Exit(Exit.CHANGES if detailed_exitcode and made.changes else Exit.DONE)
@@ -244,8 +245,10 @@ def _rate(text: str) -> int:
 
 
 def _apply_command(spec: list[Path] | None, target: Sequence[str] | None) -> str:
-    words = ["virt-chain apply", *(str(path) for path in spec or [])]
-    return " ".join([*words, *(f"--target '{one}'" for one in target or [])])
+    words = ["virt-chain", "apply", *(str(path) for path in spec or [])]
+    for one in target or []:
+        words += ["--target", one]
+    return shlex.join(words)
 
 
 def _save(path: Path, made: Plan) -> None:
@@ -301,6 +304,8 @@ def run(arguments: Sequence[str]) -> int:
 def _usage(error: Any) -> None:
     """A mistake on the command line, and how it is meant."""
     context = getattr(error, "ctx", None)
+    if not error.format_message():
+        return  # the help was printed, and that is all
     if context is not None:
         print(context.get_usage(), file=sys.stderr)
     _say(error.format_message())

@@ -106,7 +106,7 @@ def print_plan(plan: Plan, out: Console, apply_with: str | None) -> None:
         out.print()
     out.print(Text(closing(plan)))
     if plan.changes and apply_with:
-        out.print(Text(f"Apply it with: {apply_with}"))
+        out.print(Text(printable(f"Apply it with: {apply_with}")))
 
 
 def closing(plan: Plan) -> str:

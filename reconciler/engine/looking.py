@@ -56,9 +56,9 @@ def look(spec: Spec, states: StateFolder, only: Iterable[DesiredDisk] | None = N
     """
     formats = _formats(spec)
     walked = [_walk(disk, states, formats) for disk in spec.disks]
-    overlays = images.scan(_folders(walked))
-    chosen = spec.disks if only is None else tuple(only)
-    return [_with_task(one, walked, overlays, formats) for one in walked if one.desired in chosen]
+    known = _known(walked)
+    chosen = {disk.label for disk in (spec.disks if only is None else only)}
+    return [_with_task(one, known, formats) for one in walked if one.desired.label in chosen]
 
 
 def _formats(spec: Spec) -> dict[Identity, Format]:
@@ -154,18 +154,50 @@ def _folders(walked: Iterable[_Walked]) -> set[Path]:
     return {folder for folder in found if folder.is_dir()}
 
 
-def _with_task(
-    one: _Walked,
-    walked: Sequence[_Walked],
-    overlays: dict[Identity, tuple[Path, ...]],
-    formats: dict[Identity, Format],
-) -> Look:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """
+    What all disks of the spec, and all folders concerned, say of each file.
+
+    Attributes:
+        overlays: Images that stand on a file, by that file.
+        disks: Labels of the disks whose desired or observed chain has a file.
+        listed: Every file that a desired chain has.
+        templates: Files that some disk calls a template.
+    """
+
+    overlays: dict[Identity, tuple[Path, ...]]
+    disks: dict[Path, tuple[str, ...]]
+    listed: frozenset[Path]
+    templates: frozenset[Path]
+
+
+def _known(walked: Sequence[_Walked]) -> _Known:
+    disks: dict[Path, dict[str, None]] = {}
+    listed: set[Path] = set()
+    templates: set[Path] = set()
+    for one in walked:
+        paths = [images.real(entry.path) for entry in one.desired.chain]
+        listed.update(paths)
+        templates.update(
+            path for path, entry in zip(paths, one.desired.chain, strict=True) if entry.template
+        )
+        for path in (*paths, *one.chain.paths):
+            disks.setdefault(path, {})[one.desired.label] = None
+    return _Known(
+        images.scan(_folders(walked)),
+        {path: tuple(labels) for path, labels in disks.items()},
+        frozenset(listed),
+        frozenset(templates),
+    )
+
+
+def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> Look:
     disk, chain = one.desired, one.chain
     error = one.error or _unconfirmed(chain)
     if error is not None:
         return Look(disk, one.state, chain, None, formats, error)
-    listed = {images.real(e.path) for other in walked for e in other.desired.chain}
-    users, strangers = _users(one, walked, overlays, listed)
+    users, strangers = _users(one, known)
     folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
     filesystems = {folder: os.stat(folder).st_dev for folder in folders if folder.is_dir()}
     missing = sorted(str(folder) for folder in folders - set(filesystems))
@@ -185,12 +217,7 @@ def _with_task(
         default_format=disk.format,
         outside=dict(one.outside),
         users=users,
-        templates=frozenset(
-            images.real(entry.path)
-            for other in walked
-            for entry in other.desired.chain
-            if entry.template
-        ),
+        templates=known.templates,
         strangers=strangers,
         filesystems=filesystems,
         free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
@@ -210,37 +237,21 @@ def _unconfirmed(chain: Chain) -> str | None:
     return None
 
 
-def _users(
-    one: _Walked,
-    walked: Sequence[_Walked],
-    overlays: dict[Identity, tuple[Path, ...]],
-    listed: set[Path],
-) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
+def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
     """Who else stands on each image, and unlisted overlays on the active one."""
     ours = set(one.chain.paths) | {left.path for left in _leftovers(one.state)}
     users: dict[Path, tuple[str, ...]] = {}
     strangers: list[Path] = []
     for image in one.chain:
-        names = []
-        for overlay in overlays.get(image.identity, ()) if image.identity else ():
-            if overlay in ours:
-                continue
-            if image == one.chain.active and overlay not in listed:
-                strangers.append(overlay)
-            names.append(overlay.name)
-        for other in walked:
-            if other is not one and _lists(other, image):
-                names.append(other.desired.label)
+        overlays = known.overlays.get(image.identity, ()) if image.identity else ()
+        others = [overlay for overlay in overlays if overlay not in ours]
+        if image == one.chain.active:
+            strangers += [overlay for overlay in others if overlay not in known.listed]
+        names = [overlay.name for overlay in others]
+        names += [label for label in known.disks[image.path] if label != one.desired.label]
         if names:
             users[image.path] = tuple(dict.fromkeys(names))
     return users, tuple(strangers)
-
-
-def _lists(other: _Walked, image: Image) -> bool:
-    """True where another disk's desired or observed chain has *image* in it."""
-    if any(one.identity == image.identity for one in other.chain):
-        return True
-    return any(images.real(entry.path) == image.path for entry in other.desired.chain)
 
 
 def _leftovers(state: DiskState) -> tuple[Leftover, ...]:

@@ -7,6 +7,7 @@ loses no data.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from reconciler.tools import files
 
 VERSION = 1
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
+LONGEST_NAME = 100
+"""Characters of a quoted name that are kept in a file name (of 255 at most)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +108,18 @@ class StateFolder:
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
-        name = quote(domain, safe=" ")
-        return self.folder / f"{'%2E' + name[1:] if name.startswith('.') else name}.toml"
+        return self.folder / f"{_file_name(domain)}.toml"
 
     def lock_file(self, domain: str, target: str) -> Path:
         """An existing file that is locked while a disk is worked on."""
         self._make_folder()
         folder = self.folder / "locks"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / f"{quote(domain, safe=' ')}:{quote(target, safe='')}"
-        path.touch(mode=0o600)
+        path = folder / f"{_file_name(domain)}:{_file_name(target)}"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise StateError(f"{path} cannot be made: {error.strerror}") from error
         return path
 
     def disk(self, domain: str, target: str) -> DiskState:
@@ -145,6 +150,8 @@ class StateFolder:
                 _replace(path, _dump(domain, disks))
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise StateError(f"{path} cannot hold a name that is no UTF-8: {error}") from error
         self._read[domain] = disks
 
     def forget_cache(self) -> None:
@@ -161,11 +168,21 @@ class StateFolder:
             ) from error
 
 
+def _file_name(name: str) -> str:
+    """*name* as one file name that leads nowhere else; a long one is cut, with a digest."""
+    quoted = quote(name, safe=" ")
+    if len(quoted) > LONGEST_NAME:
+        quoted = f"{quoted[:LONGEST_NAME]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
+
+
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
+    rest = text.encode()
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, text.encode())
+        while rest:  # a write may take less than it was given
+            rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, assert_never
 
@@ -253,16 +253,31 @@ def as_data(step: Step) -> dict[str, Any]:
 
 def from_data(data: dict[str, Any]) -> Step:
     """
-    The step that *data* (as `as_data` writes it) describes; a missing key is None.
+    The step that *data* (as `as_data` writes it) describes.
+
+    A missing flag has its default, and a missing backing file is None.
 
     Raises:
         ValueError: *data* is no step.
     """
     for kind in STEPS:
         if kind.action == data.get("action"):
-            fields: dict[str, Any] = {}
-            for key in kind.__slots__:
-                value = data.get(key)
-                fields[key] = Path(value) if key in _PATHS and value is not None else value
-            return kind(**fields)
+            return kind(**{field.name: _value(kind, field, data) for field in fields(kind)})
     raise ValueError(f"{data.get('action')!r} is no step")
+
+
+_OPTIONAL = {(Create, "backing"), (Pull, "base")}
+
+
+def _value(kind: type[Step], field: Field[Any], data: dict[str, Any]) -> Any:
+    """The value of *field* in *data*; ValueError where it is missing or of another kind."""
+    value = data.get(field.name)
+    if value is None and (kind, field.name) in _OPTIONAL:
+        return None
+    if value is None and field.default is not MISSING:
+        return field.default
+    wanted = {"size": int, "relink": bool, "link": bool}.get(field.name, str)
+    known = field.name != "format" or value in ("qcow2", "raw")
+    if type(value) is not wanted or not known:
+        raise ValueError(f"{kind.action}: {field.name} is {value!r}")
+    return Path(str(value)) if field.name in _PATHS else value

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 SECTOR = 512
 """Virtual sizes are multiples of this many bytes."""
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE
+)
 _POWERS = {unit: power for power, unit in enumerate(["", "K", "M", "G", "T", "P", "E"])}
 
 
@@ -26,8 +29,7 @@ def parse_size(text: str | int) -> int:
         match = _SIZE.fullmatch(text.strip())
         if not match:
             raise ValueError(f"{text!r} is no size; write bytes or a unit, such as 10G or 512M")
-        scaled = float(match["number"]) if "." in match["number"] else int(match["number"])
-        size = int(scaled * 1024 ** _POWERS[match["unit"].upper()])
+        size = int(Fraction(match["number"]) * 1024 ** _POWERS[match["unit"].upper()])
     if not 0 < size < 2**63:
         raise ValueError(f"{text!r} is out of range; a disk has from 512 bytes to 8 EiB")
     if size % SECTOR:
@@ -39,9 +41,10 @@ def human_size(size: float) -> str:
     """*size* bytes for a reader: ``0 B``, ``512 B``, ``64 KiB``, ``8.0 MiB``."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if abs(value) < 1024 or unit == "PiB":
+        text = f"{value:.0f}" if value == int(value) >= 10 or value >= 99.95 else f"{value:.1f}"
+        if unit == "B":
+            text = f"{value:.0f}"
+        if float(text) < 1024 or unit == "PiB":
             break
         value /= 1024
-    if unit == "B" or value == int(value) >= 10:
-        return f"{int(value)} {unit}"
-    return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    return f"{text} {unit}"

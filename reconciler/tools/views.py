@@ -14,8 +14,8 @@ from reconciler.model.extents import Extents, Range, ranges, rounded
 from reconciler.model.image import Image
 from reconciler.tools import qemuimg
 
-CHUNK = 1024 * 1024
-"""Bytes read at once."""
+CHUNK = 256 * 1024
+"""Bytes read at once; more would be mapped and faulted in anew for every piece."""
 WINDOW = 16 * 1024 * 1024
 """Bytes that QEMU unpacks at once where it alone can read them."""
 BLOCK = 64 * 1024
@@ -84,6 +84,7 @@ class Reader(AbstractContextManager["Reader"]):
         if not origin <= start or start + length > origin + len(window):
             origin = start // WINDOW * WINDOW
             until = max(start + length, min(origin + WINDOW, self.size))
+            until = -(-until // 512) * 512
             target = os.memfd_create("virt-chain-window")
             try:
                 os.ftruncate(target, until - origin)
@@ -106,14 +107,20 @@ class Reader(AbstractContextManager["Reader"]):
 
 
 def first_difference(
-    one: Sequence[Image], other: Sequence[Image], runs: Iterable[Range]
+    one: Sequence[Image],
+    other: Sequence[Image],
+    runs: Iterable[Range],
+    known: Extents | None = None,
 ) -> int | None:
     """
     The offset, to the chunk, where two views differ within *runs*; None: equal.
 
     Views of different length are compared as if zeroes followed the shorter.
+
+    Args:
+        known: The map of *one*; None: it is asked for.
     """
-    with Reader(one) as left, Reader(other) as right:
+    with Reader(one, known) as left, Reader(other) as right:
         for start, end in runs:
             for at in range(start, end, CHUNK):
                 length = min(CHUNK, end - at)

@@ -367,6 +367,17 @@ MEETING = [
         ["create y on t, qcow2, 64 MiB", "remove x", "remove b"],
     ),
     (
+        "discard a shared image, and what it stands on is merged from then on",
+        "b <- p <- q <- x*",
+        "b <- y*",
+        {"discard": "q x", "shared": {"q": "other"}},
+        [
+            "create y on p, qcow2, 64 MiB",
+            "pull up into y down to b [5.0 MiB]",
+            "remove x",
+        ],
+    ),
+    (
         "discard a shared image: the chain leaves it, the file stays",
         "b <- p <- x*",
         "b <- p <- y*",
@@ -951,6 +962,14 @@ REFUSALS = [
         "b <- x*",
         {"wanted": {"b": {"size": 128 * MIB}}},
         "b has 64 MiB, the spec says 128 MiB; the size of a restore point is fixed",
+        "leave `size` out, or put it on the active image",
+    ),
+    (
+        "another size than a foreign image has",
+        "b <- p*",
+        "c <- p*",
+        {"foreign": ["c"], "wanted": {"c": {"size": 128 * MIB}}},
+        "c has 64 MiB, the spec says 128 MiB; the size of a restore point is fixed",
         "leave `size` out, or put it on the active image",
     ),
     (

@@ -1,0 +1,420 @@
+"""The state file: what is remembered comes back, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reconciler.engine import state
+from reconciler.engine.state import (
+    DiskState,
+    Leftover,
+    OldLink,
+    StateFolder,
+    Unfinished,
+    begun,
+    default_folder,
+)
+from reconciler.model.errors import StateError
+from reconciler.model.image import Identity
+from reconciler.model.steps import (
+    STEPS,
+    Attach,
+    Commit,
+    Create,
+    Forget,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+)
+
+BASE, MON, TUE = (Path(f"/images/{name}.qcow2") for name in ("base", "mon", "tue"))
+FULL = DiskState(
+    active=TUE,
+    applied="2024-05-06T07:08:09+00:00",
+    unfinished=Unfinished(
+        steps=(Commit(TUE, MON, relink=False), Rename(MON, TUE)),
+        remove=(Leftover(MON, Identity(1, 2), 3),),
+        links=(OldLink(TUE, "mon.qcow2", "qcow2"), OldLink(BASE, None, None)),
+        begun="2024-05-06T07:08:10+00:00",
+    ),
+    leftovers=(Leftover(Path("/images/sun.qcow2"), Identity(4, 5), 6),),
+)
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+paths = texts.map(lambda text: Path("/images") / text.replace("/", "_"))
+numbers = st.integers(0, 2**63 - 1)
+leftovers = st.builds(Leftover, paths, st.builds(Identity, numbers, numbers), numbers)
+formats = st.sampled_from(["qcow2", "raw"])
+steps = st.one_of(
+    st.builds(Create, paths, st.none() | paths, formats, numbers),
+    st.builds(Commit, paths, paths, st.booleans()),
+    st.builds(Pull, paths, st.none() | paths),
+    st.builds(Rebase, paths, paths),
+    st.builds(Rename, paths, paths, st.booleans()),
+    st.builds(Resize, paths, numbers),
+    st.builds(Attach, paths),
+    st.builds(Forget, texts),
+    st.builds(Remove, paths),
+)
+links = st.builds(OldLink, paths, st.none() | texts, st.none() | formats)
+unfinished = st.builds(
+    Unfinished,
+    st.lists(steps, min_size=1, max_size=4).map(tuple),
+    st.lists(leftovers, max_size=2).map(tuple),
+    st.lists(links, max_size=3).map(tuple),
+    st.just("2024-05-06T07:08:09+00:00"),
+)
+disk_states = st.builds(
+    DiskState,
+    st.none() | paths,
+    st.none() | st.just("2024-05-06T07:08:09+00:00"),
+    st.none() | unfinished,
+    st.lists(leftovers, max_size=2).map(tuple),
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    return StateFolder(tmp_path / "state")
+
+
+def read_again(folder: StateFolder, domain: str, target: str) -> DiskState:
+    """What a new process would read."""
+    return StateFolder(folder.folder).disk(domain, target)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(disk_states, texts, texts)
+def test_a_state_comes_back_as_it_was_written(folder, said, domain, target):
+    folder.write(domain, target, said)
+
+    assert read_again(folder, domain, target) == said
+
+
+EVERY_STEP = [
+    Create(TUE, MON, "qcow2", 512),
+    Create(TUE, None, "raw", 512),
+    Commit(TUE, MON),
+    Commit(TUE, MON, relink=False),
+    Pull(TUE, MON),
+    Pull(TUE, None),
+    Rebase(TUE, MON),
+    Rename(MON, TUE),
+    Rename(MON, TUE, link=True),
+    Resize(TUE, 1024),
+    Attach(TUE),
+    Forget("before the upgrade"),
+    Remove(MON),
+]
+
+
+@pytest.mark.parametrize("step", EVERY_STEP, ids=str)
+def test_an_unfinished_step_of_each_kind_comes_back(folder, step):
+    said = DiskState(unfinished=Unfinished((step,), begun="now"))
+    folder.write("web", "vda", said)
+
+    assert read_again(folder, "web", "vda") == said
+
+
+def test_every_kind_of_step_is_in_that_table():
+    assert {type(step) for step in EVERY_STEP} == set(STEPS)
+
+
+def test_a_disk_that_was_never_applied_has_an_empty_state(folder):
+    found = folder.disk("web", "vda")
+
+    assert (found, folder.folder.exists()) == (DiskState(), False)
+
+
+def test_the_disks_of_a_domain_share_a_file(folder):
+    folder.write("web", "vda", FULL)
+    folder.write("web", "vdb", DiskState(active=BASE))
+    folder.write("db", "vda", DiskState(active=MON))
+
+    assert read_again(folder, "web", "vda") == FULL
+    assert read_again(folder, "web", "vdb") == DiskState(active=BASE)
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["db.toml", "web.toml"]
+
+
+def test_another_process_loses_nothing_that_this_one_writes(folder):
+    folder.disk("web", "vda")
+    StateFolder(folder.folder).write("web", "vdb", DiskState(active=BASE))
+
+    folder.write("web", "vda", DiskState(active=TUE))
+
+    assert read_again(folder, "web", "vdb") == DiskState(active=BASE)
+
+
+def test_the_file_reads_as_a_page_for_people(folder):
+    folder.write("web", "vda", DiskState(active=TUE, applied="2024-05-06T07:08:09+00:00"))
+
+    text = folder.path("web").read_text()
+    assert text.startswith("# Written by virt-chain: what images cannot tell. Losing it loses")
+    assert tomllib.loads(text) == {
+        "version": 1,
+        "domain": "web",
+        "disks": {"vda": {"active": str(TUE), "applied": "2024-05-06T07:08:09+00:00"}},
+    }
+
+
+def test_only_the_owner_reads_the_state(folder):
+    folder.write("web", "vda", FULL)
+
+    modes = [path.stat().st_mode & 0o777 for path in (folder.folder, folder.path("web"))]
+    assert modes == [0o700, 0o600]
+
+
+def test_the_same_state_is_not_written_again(folder):
+    folder.write("web", "vda", FULL)
+    before = folder.path("web").stat().st_ino
+
+    folder.write("web", "vda", FULL)
+
+    assert folder.path("web").stat().st_ino == before
+
+
+def test_what_another_process_wrote_is_read_after_the_cache_is_dropped(folder):
+    folder.write("web", "vda", FULL)
+    StateFolder(folder.folder).write("web", "vda", DiskState(active=BASE))
+    cached = folder.disk("web", "vda")
+
+    folder.forget_cache()
+
+    assert (cached, folder.disk("web", "vda")) == (FULL, DiskState(active=BASE))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_a_failure_while_writing_leaves_the_old_file(folder, monkeypatch, call):
+    folder.write("web", "vda", FULL)
+    before = folder.path("web").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(StateError) as raised:
+        folder.write("web", "vda", DiskState(active=BASE))
+    monkeypatch.undo()
+
+    assert str(raised.value) == f"{folder.path('web')} cannot be written: No space left on device"
+    assert (folder.path("web").read_bytes(), read_again(folder, "web", "vda")) == (before, FULL)
+    folder.write("web", "vda", DiskState(active=BASE))
+    assert read_again(folder, "web", "vda") == DiskState(active=BASE)
+
+
+def test_a_short_write_never_becomes_the_state(folder, monkeypatch):
+    """``write(2)`` may take less than it was given, as on a disk that is nearly full."""
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:10]))
+    try:
+        folder.write("web", "vda", FULL)
+    except StateError:
+        return
+
+    assert read_again(folder, "web", "vda") == FULL
+
+
+def test_what_an_interrupted_write_left_is_written_over(folder):
+    folder.write("web", "vda", FULL)
+    path = folder.path("web")
+    path.with_name(f".{path.name}.new").write_text("x" * 100_000)
+
+    folder.write("web", "vda", DiskState(active=BASE))
+
+    assert read_again(folder, "web", "vda") == DiskState(active=BASE)
+    assert sorted(one.name for one in folder.folder.iterdir()) == ["web.toml"]
+
+
+DAMAGED = [
+    ("no TOML", "version = ", "Invalid value (at end of document)"),
+    ("cut off", 'version = 1\n[disks.vda]\nactive = "/im', None),
+    ("empty", "", "its version is None, this program has 1"),
+    ("another version", "version = 2\n", "its version is 2, this program has 1"),
+    ("disks of another kind", "version = 1\ndisks = 5\n", None),
+    ("a disk of another kind", "version = 1\n[disks]\nvda = 5\n", None),
+    ("a path of another kind", "version = 1\n[disks.vda]\nactive = 5\n", None),
+    (
+        "no such step",
+        'version = 1\n[disks.vda.unfinished]\nsteps = [{ action = "explode" }]\n',
+        "'explode' is no step",
+    ),
+    (
+        "a step without its images",
+        'version = 1\n[disks.vda.unfinished]\nsteps = [{ action = "commit" }]\n',
+        None,
+    ),
+    (
+        "a leftover without its path",
+        "version = 1\n[[disks.vda.leftovers]]\ndevice = 1\ninode = 2\nchanged = 3\n",
+        "'path'",
+    ),
+    (
+        "a leftover without a number",
+        'version = 1\n[[disks.vda.leftovers]]\npath = "/a"\ndevice = "x"\ninode = 2\nchanged = 3\n',
+        None,
+    ),
+    ("deep nesting", "version = 1\na = " + "[" * 5000 + "]" * 5000 + "\n", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [pytest.param(*case, id=name) for name, *case in DAMAGED],
+)
+def test_a_damaged_file_is_told_and_kept(folder, text, why):
+    folder.folder.mkdir()
+    folder.path("web").write_text(text)
+
+    for act in (
+        lambda: folder.disk("web", "vda"),
+        lambda: folder.write("web", "vda", DiskState(active=BASE)),
+    ):
+        with pytest.raises(StateError) as raised:
+            act()
+
+        assert str(raised.value).startswith(f"{folder.path('web')} is damaged ({why or ''}")
+        assert "virt-chain show" in str(raised.value)
+    assert folder.path("web").read_text() == text
+
+
+def test_a_file_that_is_no_text_is_told(folder):
+    folder.folder.mkdir()
+    folder.path("web").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(StateError, match=r"web\.toml cannot be read: "):
+        folder.disk("web", "vda")
+
+
+def test_a_state_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    folder = StateFolder(tmp_path / "file" / "state")
+
+    for act in (
+        lambda: folder.lock_file("web", "vda"),
+        lambda: folder.write("web", "vda", FULL),
+    ):
+        with pytest.raises(StateError, match=f"{tmp_path}/file/state.*Not a directory"):
+            act()
+
+
+NAMES = [
+    "..",
+    ".",
+    "../../etc/passwd",
+    "/etc/passwd",
+    ".hidden",
+    "a/b",
+    "a\\b",
+    "web 01",
+    "naïve",
+    "虚拟机",
+    "%2E.",
+    "web:vda",
+    "-rf",
+    "con\n",
+    "x" * 200,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_domain_name_leads_out_of_the_folder(folder, tmp_path, name):
+    folder.write(name, "vda", FULL)
+    lock = folder.lock_file(name, name[:50])
+
+    assert read_again(folder, name, "vda") == FULL
+    assert folder.path(name).parent == folder.folder
+    assert lock.parent == folder.folder / "locks"
+    assert lock.is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_every_domain_has_a_file_of_its_own(folder):
+    files = {folder.path(name) for name in [*NAMES, "web", "Web", ".", "%2E", "%252E"]}
+    locks = {
+        folder.lock_file(domain, target)
+        for domain, target in [("a", "b"), ("a:b", ""), ("a", "b:c"), ("a:b", "c"), ("a/b", "c")]
+    }
+
+    assert (len(files), len(locks)) == (len({*NAMES, "web", "Web", ".", "%2E", "%252E"}), 5)
+
+
+@pytest.mark.parametrize("name", ["虚" * 40, "x" * 300], ids=["40 Chinese letters", "300 letters"])
+def test_a_long_domain_name_works_or_is_told(folder, name):
+    """libvirt takes both; a file name has 255 bytes."""
+    try:
+        folder.disk(name, "vda")
+        folder.lock_file(name, "vda")
+        folder.write(name, "vda", FULL)
+    except StateError:
+        return
+
+    assert read_again(folder, name, "vda") == FULL
+
+
+def test_a_locks_folder_that_cannot_be_made_is_told(folder):
+    folder.folder.mkdir()
+    (folder.folder / "locks").touch()
+
+    with pytest.raises(StateError):
+        folder.lock_file("web", "vda")
+
+
+def test_a_name_that_is_no_text_is_told(folder):
+    """A backing name of other bytes than UTF-8 comes from a header with surrogates in it."""
+    said = DiskState(unfinished=Unfinished((Remove(MON),), links=(OldLink(MON, "\udce9", "raw"),)))
+    try:
+        folder.write("web", "vda", said)
+    except StateError:
+        return
+
+    assert read_again(folder, "web", "vda") == said
+
+
+FOLDERS = [
+    # id, root, environment, folder
+    ("root", True, {}, "/var/lib/virt-chain"),
+    ("root with a home", True, {"XDG_STATE_HOME": "/x"}, "/var/lib/virt-chain"),
+    ("root, named", True, {"VIRT_CHAIN_STATE_DIR": "/named"}, "/named"),
+    ("user", False, {}, "/home/user/.local/state/virt-chain"),
+    ("user, named empty", False, {"VIRT_CHAIN_STATE_DIR": ""}, None),
+    ("user with XDG", False, {"XDG_STATE_HOME": "/x"}, "/x/virt-chain"),
+    ("user with an empty XDG", False, {"XDG_STATE_HOME": ""}, None),
+    (
+        "user, named",
+        False,
+        {"XDG_STATE_HOME": "/x", "VIRT_CHAIN_STATE_DIR": "/named"},
+        "/named",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("root", "environment", "expected"), [pytest.param(*case, id=name) for name, *case in FOLDERS]
+)
+def test_the_default_state_directory(monkeypatch, root, environment, expected):
+    monkeypatch.setattr(os, "geteuid", lambda: 0 if root else 1000)
+    monkeypatch.setenv("HOME", "/home/user")
+
+    found = default_folder(environment)
+
+    assert found == Path(expected or "/home/user/.local/state/virt-chain")
+
+
+def test_what_begins_is_in_flight_with_its_time(monkeypatch):
+    monkeypatch.setattr(state, "now", lambda: "2024-05-06T07:08:09+00:00")
+    flight = Unfinished((Remove(MON),))
+
+    assert begun(DiskState(active=TUE), flight) == DiskState(
+        active=TUE, unfinished=replace(flight, begun="2024-05-06T07:08:09+00:00")
+    )
