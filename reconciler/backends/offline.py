@@ -37,8 +37,6 @@ from reconciler.tools import files, images, qcow2, qemuimg, storage_daemon, view
 log = logging.getLogger(__name__)
 
 Verify = Literal["none", "moved", "full"]
-NEW = ".virt-chain-new"
-"""Suffix of an image that is being made; it is never taken for a finished one."""
 
 
 class WrongContent(ReconcilerError):
@@ -118,12 +116,8 @@ class Offline:
         it is done again, which is always right.
         """
         match step:
-            case Create(image, backing):
-                return (
-                    image in chain
-                    and chain.active == chain.image(image)
-                    and (backing is None or _stands_on(chain, image, backing))
-                )
+            case Create(image):
+                return bool(chain.active and chain.active.path == image)
             case Commit(top, base, relink):
                 return (base not in chain) if not relink else (top not in chain)
             case Pull(into, base):
@@ -152,7 +146,7 @@ class Offline:
             qemuimg.check(image.path)
 
     def _create(self, step: Create, chain: Chain) -> None:
-        temporary = step.image.with_name(f".{step.image.name}{NEW}")
+        temporary = step.image.with_name(f".{step.image.name}{files.NEW}")
         temporary.unlink(missing_ok=True)
         like: Image | None = chain.active
         if step.backing is None:
@@ -186,6 +180,7 @@ class Offline:
         depth = len(upper) - len(below)
         if again and base.format == "qcow2":
             qemuimg.repair(base.path)
+        self.check(base)
         extents = self._map(upper)
         moved = ranges(one for one in extents if one.present and one.depth < depth)
         written = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -210,7 +205,9 @@ class Offline:
         upper = chain.up_to(into).images
         count = len(base) if base else 0
         below = base.images if base else ()
-        if not storage_daemon.available() or _dips(upper[count:]):
+        # with lazy refcounts a stream's tables may be durable before its data
+        lazy = upper[-1].lazy_refcounts
+        if lazy or not storage_daemon.available() or _dips(upper[count:]):
             self._rebase_safely(upper, below)
             return
         moved = ranges(
@@ -309,6 +306,11 @@ class Offline:
             files.remove(source)
             return
         above = chain.overlay_of(source)
+        below = chain.backing_of(source)
+        if below is not None and source.parent != target.parent:
+            # a relative name would mean another file from the new folder
+            qemuimg.run(qemuimg.relink(source, os.fspath(below.path), below.format))
+            files.sync(source)
         if os.path.lexists(target) and not files.same_file(source, target):
             with files.guarded(target):
                 files.take_manners(source, target)
@@ -320,14 +322,16 @@ class Offline:
     def _put(self, source: Path, target: Path, above: Image | None, chain: Chain) -> None:
         if above is None or target in chain:
             # nobody names the source, or whoever does goes with the old target
-            if os.path.lexists(target):
+            if files.same_file(source, target):
+                files.remove(source)  # renaming one of two names of a file does nothing
+            elif os.path.lexists(target):
                 files.rename_over(source, target)
             else:
                 files.rename_new(source, target)
             return
         # the overlay names the source until its header is rewritten: both names, then one
         if not files.same_file(source, target):
-            second = target.with_name(f".{target.name}{NEW}")
+            second = target.with_name(f".{target.name}{files.NEW}")
             second.unlink(missing_ok=True)
             os.link(source, second)
             files.rename_over(second, target)

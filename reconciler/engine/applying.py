@@ -120,8 +120,10 @@ class Applier:
     def record(self, found: Look) -> None:
         """Remember the active image of a disk that is as its spec says."""
         active = found.chain.active
-        if active and found.state.active != active.path:
-            state = replace(found.state, active=active.path, applied=now())
+        # a record of steps that never began is let go
+        state = replace(found.state, active=active.path if active else None, unfinished=None)
+        if active and state != found.state:
+            state = replace(state, applied=now())
             self.states.write(found.desired.domain, found.desired.target, state)
 
     @contextmanager
@@ -163,6 +165,7 @@ class _Run:
     found: Look
     backend: Offline = field(init=False)
     state: DiskState = field(init=False)
+    resumed: Unfinished | None = field(init=False)
     active: Path | None = field(init=False)
     number: int = 0
     written: dict[Path, None] = field(default_factory=dict)
@@ -178,6 +181,8 @@ class _Run:
             self.applier.reporter.progress,
         )
         self.state = self.found.state
+        unfinished = self.state.unfinished
+        self.resumed = None if unfinished and unfinished.untouched() else unfinished
         active = self.found.chain.active
         self.active = active.path if active else None
 
@@ -196,7 +201,7 @@ class _Run:
         for planned in later:
             if isinstance(planned.step, Remove):
                 self._remove(planned)
-        self._remember(replace(self.state, active=self.active, applied=now()))
+        self._remember(replace(self.state, active=self.active, unfinished=None, applied=now()))
 
     def _is_old_leftover(self, planned: PlannedStep) -> bool:
         step = planned.step
@@ -207,12 +212,15 @@ class _Run:
     # One group of steps
 
     def _unit(self, unit: tuple[PlannedStep, ...]) -> None:
-        resumed = self.state.unfinished
+        resumed = self.resumed
         unfinished = resumed or self._unfinished(unit)
         self._remember(begun(replace(self.state, active=self.active), unfinished))
         for planned in unit:
             self._step(planned, again=resumed is not None)
-        left = tuple(replace(one, changed=self._changed(one.path)) for one in unfinished.remove)
+        left = tuple(
+            replace(one, changed=self.merged_at.get(one.path, one.changed))
+            for one in unfinished.remove
+        )
         self._remember(
             replace(
                 self.state,
@@ -237,12 +245,11 @@ class _Run:
                 for image in gone
                 if image.identity
             ),
-            links=tuple(OldLink(i.path, i.recorded, i.recorded_format) for i in before),
+            links=tuple(
+                OldLink(i.path, i.recorded, i.recorded_format, files.changed(i.path))
+                for i in before
+            ),
         )
-
-    def _changed(self, path: Path) -> int:
-        """When *path* last changed; where it was committed from, when that was done."""
-        return self.merged_at.get(path) or files.changed(path)
 
     def _step(self, planned: PlannedStep, *, again: bool) -> None:
         step = planned.step
@@ -255,22 +262,43 @@ class _Run:
             if again and self._was_done(step, chain):
                 self._follow(step)
             else:
-                if not again and chain.paths != planned.before.paths:
-                    raise StaleChain(f"the chain is {chain} now, not {planned.before}")
-                self._unchanged(step)
-                self._room(planned)
-                self.backend.run(step, chain, again=again)
-                self._follow(step)
-                after = self.backend.observe(self.active)
-                if not again and after.paths != planned.after.paths:
-                    raise StaleChain(f"the chain is {after} after it, not {planned.after}")
-            if isinstance(step, Commit):
-                self.merged_at[step.top] = files.changed(step.top)
+                # looking at what was done may have put a header back
+                self._do(planned, self.backend.observe(self.active) if again else chain, again)
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(step), self.number - 1, str(error)) from error
         self.written.update(dict.fromkeys(touched(step)))
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
+
+    def _do(self, planned: PlannedStep, chain: Chain, again: bool) -> None:
+        """Look, act, look again."""
+        step = planned.step
+        if not again and chain.paths != planned.before.paths:
+            raise StaleChain(f"the chain is {chain} now, not {planned.before}")
+        self._room(planned)
+        sources = self._sources(step, chain)
+        if isinstance(step, Rename) and step.target in self.merged_at:
+            with files.guarded(step.target):
+                self._unchanged(step)
+                self.backend.run(step, chain, again=again)
+        else:
+            self.backend.run(step, chain, again=again)
+        for path, changed in sources.items():
+            if files.changed(path) != changed:
+                raise StaleChain(f"{path} was written to while it was being merged")
+        self.merged_at.update(sources)
+        self._follow(step)
+        after = self.backend.observe(self.active)
+        if not again and after.paths != planned.after.paths:
+            raise StaleChain(f"the chain is {after} after it, not {planned.after}")
+
+    @staticmethod
+    def _sources(step: Step, chain: Chain) -> dict[Path, int]:
+        """When the images that a commit reads last changed, taken before it reads them."""
+        if not isinstance(step, Commit):
+            return {}
+        read = [*chain.between(step.base, step.top), chain.image(step.top)]
+        return {image.path: files.changed(image.path) for image in read}
 
     def _was_done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* is done, and reads right."""
@@ -326,7 +354,7 @@ class _Run:
     def _digests(self) -> dict[Path | None, str]:
         """Digests of all kept views, and of the current state (None), with ``--verify full``."""
         points = self.plan.restore_points
-        if self.applier.options.verify != "full" or self.state.unfinished:
+        if self.applier.options.verify != "full" or self.resumed:
             return {}
         chain = self.found.chain
         found: dict[Path | None, str] = {
@@ -349,7 +377,7 @@ class _Run:
                 if image.path in self.written:
                     self.backend.check(image)
             images.confirm(chain)
-            if not self.found.state.unfinished and chain.paths != self.plan.desired:
+            if not self.resumed and chain.paths != self.plan.desired:
                 raise StaleChain(f"the chain is {chain} after the last step")
             for path, digest in before.items():
                 self._reads_the_same(path, digest, chain)
@@ -373,8 +401,11 @@ class _Run:
         began = time.monotonic()
         self.applier.reporter.step(self.plan, self.number, planned)
         try:
-            self._still_unused(path)
-            if path.exists():
+            if users := self._users_of(path):
+                self.applier.reporter.note(
+                    self.plan, f"{path.name} stays on disk: {', '.join(users)} stands on it"
+                )
+            elif path.exists():
                 self.backend.run(planned.step, Chain())
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(planned.step), self.number - 1, str(error)) from error
@@ -383,7 +414,8 @@ class _Run:
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
 
-    def _still_unused(self, path: Path) -> None:
+    def _users_of(self, path: Path) -> list[str]:
+        """Names of images that stand on the leftover *path*, by a fresh look at all headers."""
         left = next((one for one in self.state.leftovers if one.path == path), None)
         if left is None or not planning.still_there(left):
             raise StaleChain(f"{path} is not the file that was merged; it is left alone")
@@ -391,9 +423,8 @@ class _Run:
         if path in chain:
             raise StaleChain(f"{path} is in the chain {chain}")
         gone = {one.path for one in self.state.leftovers}
-        users = [user for user in _users(left.identity, self._folders()) if user not in gone]
-        if users:
-            raise StaleChain(f"{', '.join(map(str, users))} stands on {path} now; it is left alone")
+        users = _users(left.identity, self._folders())
+        return [user.name for user in users if user not in gone]
 
     def _folders(self) -> set[Path]:
         paths = (*self.plan.observed.paths, *self.plan.desired)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reconciler.engine.state import DiskState, Leftover, StateFolder
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.errors import ReconcilerError, Refused
 from reconciler.model.image import Chain, Format, Identity, Image
-from reconciler.model.steps import Rename
+from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename
 from reconciler.planner.task import Task, View, Wanted
 from reconciler.tools import files, images, qemuimg
 
@@ -24,6 +24,7 @@ class Look:
     Attributes:
         chain: The observed chain; empty: the disk is new, or *error* says why.
         task: What the planner gets; None where *error* is set.
+        claimed: Leftovers of this disk that somebody else stands on or lists.
         error: Why the disk cannot be planned.
     """
 
@@ -33,6 +34,7 @@ class Look:
     task: Task | None
     formats: dict[Identity, Format]
     error: str | None = None
+    claimed: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,26 @@ def look(spec: Spec, states: StateFolder, only: Iterable[DesiredDisk] | None = N
     walked = [_walk(disk, states, formats) for disk in spec.disks]
     known = _known(walked)
     chosen = {disk.label for disk in (spec.disks if only is None else only)}
-    return [_with_task(one, known, formats) for one in walked if one.desired.label in chosen]
+    return [
+        _with_task(one, known, formats, _in_flight(one, states))
+        for one in walked
+        if one.desired.label in chosen
+    ]
+
+
+def _in_flight(one: _Walked, states: StateFolder) -> str | None:
+    """Why an image of the chain cannot be trusted: another disk's steps were interrupted."""
+    try:
+        others = states.others_unfinished(one.desired.domain, one.desired.target)
+    except ReconcilerError as error:
+        return str(error)
+    for path in (*one.chain.paths, *(wanted.path for wanted in one.wanted)):
+        if label := others.get(path):
+            return (
+                f"{path} is being merged by {label}, which was interrupted; "
+                f"apply {label} under that name first"
+            )
+    return None
 
 
 def _formats(spec: Spec) -> dict[Identity, Format]:
@@ -102,7 +123,7 @@ def _active(disk: DesiredDisk, state: DiskState) -> Path | None:
     highest listed image that exists and is no template.  None: the disk is new.
     """
     left = {one.path for one in state.leftovers}
-    for said in (state.active, _renamed_to(state), disk.active):
+    for said in (_reached(state), state.active, disk.active):
         if said is not None and said.exists():
             return images.real(said)
     for entry in reversed(disk.chain):
@@ -112,12 +133,28 @@ def _active(disk: DesiredDisk, state: DiskState) -> Path | None:
     return None
 
 
-def _renamed_to(state: DiskState) -> Path | None:
-    """The new name of the active image where an interrupted rename has given it one."""
-    for step in state.unfinished.steps if state.unfinished else ():
-        if isinstance(step, Rename) and step.source == state.active:
-            return step.target
-    return None
+def _reached(state: DiskState) -> Path | None:
+    """
+    The active image that interrupted steps have already made: created, or renamed.
+
+    The state file learns of it only when the whole group is finished.
+    """
+    active, reached = state.active, None
+    steps = state.unfinished.steps if state.unfinished else ()
+    for step in steps:
+        match step:
+            case Create(image, backing):
+                below = {backing, *(s.base for s in steps if isinstance(s, Pull))}
+                below |= {s.backing for s in steps if isinstance(s, Rebase)}
+                if images.backing_of(image) in below and image.exists():
+                    active = reached = image
+            case Commit(top, base, True) if top == active:
+                active = base
+            case Rename(source, target) if source == active:
+                active = target
+                if target.exists() and not source.exists():
+                    reached = target
+    return reached
 
 
 def _wanted(
@@ -192,9 +229,11 @@ def _known(walked: Sequence[_Walked]) -> _Known:
     )
 
 
-def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> Look:
+def _with_task(
+    one: _Walked, known: _Known, formats: dict[Identity, Format], in_flight: str | None
+) -> Look:
     disk, chain = one.desired, one.chain
-    error = one.error or _unconfirmed(chain)
+    error = one.error or in_flight or _unconfirmed(chain)
     if error is not None:
         return Look(disk, one.state, chain, None, formats, error)
     users, strangers = _users(one, known)
@@ -223,7 +262,20 @@ def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> 
         free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
         busy=active is not None and files.written_by_other(active.path),
     )
-    return Look(disk, one.state, chain, task, formats)
+    return Look(disk, one.state, chain, task, formats, claimed=_claimed(one, known))
+
+
+def _claimed(one: _Walked, known: _Known) -> dict[Path, str]:
+    ours = set(one.chain.paths) | {left.path for left in _leftovers(one.state)}
+    claimed: dict[Path, str] = {}
+    for left in one.state.leftovers:
+        users = [p.name for p in known.overlays.get(left.identity, ()) if p not in ours]
+        labels = [label for label in known.disks.get(left.path, ()) if label != one.desired.label]
+        if users or labels:
+            claimed[left.path] = f"{', '.join([*users, *labels])} stands on it or lists it"
+        elif left.path in known.templates:
+            claimed[left.path] = "the spec calls it a template"
+    return claimed
 
 
 def _unconfirmed(chain: Chain) -> str | None:

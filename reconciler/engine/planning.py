@@ -42,7 +42,8 @@ def plan_disk(found: Look) -> DiskPlan:
         return replace(empty, error=found.error)
     try:
         left = tuple(_removals(found))
-        if found.state.unfinished:
+        if found.state.unfinished and not found.state.unfinished.untouched():
+            _still_ours(found, found.state.unfinished)
             plan = _finish(empty, found, found.state.unfinished)
         else:
             plan = _make(empty, found.task)
@@ -63,6 +64,19 @@ def _make(empty: DiskPlan, task: Task) -> DiskPlan:
     from reconciler.planner.making import make_plan, needed
 
     return make_plan(task, views_for(task, needed(task)))
+
+
+def _still_ours(found: Look, unfinished: Unfinished) -> None:
+    """Refused where somebody else has come to stand on what interrupted steps still change."""
+    assert found.task is not None
+    for path in unfinished.written:
+        if path in found.task.templates or found.task.users.get(path):
+            who = ", ".join(found.task.users.get(path, ())) or "the spec calls it a template and"
+            raise Refused(
+                f"{path} is in the middle of a merge that was interrupted ({unfinished.begun}), "
+                f"and {who} stands on it now",
+                f"take {path.name} away from there, then apply again",
+            )
 
 
 def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
@@ -89,6 +103,8 @@ def overwritten(found: Look) -> frozenset[Path]:
     """Images whose own views a commit in flight has destroyed."""
     unfinished, chain = found.state.unfinished, found.chain
     paths: set[Path] = set()
+    if unfinished and unfinished.untouched():
+        return frozenset()
     for step in unfinished.steps if unfinished else ():
         if isinstance(step, Commit) and step.base in chain and step.top in chain:
             paths |= {step.base, *(image.path for image in chain.between(step.base, step.top))}
@@ -98,7 +114,9 @@ def overwritten(found: Look) -> frozenset[Path]:
 def _removals(found: Look) -> Iterable[PlannedStep]:
     """Steps that take away what an earlier apply has merged and not yet removed."""
     for one in found.state.leftovers:
-        if still_there(one) and one.path not in found.chain:
+        if one.path in found.claimed or one.path in found.chain:
+            continue
+        if still_there(one):
             reason = "its data was merged or discarded before"
             yield PlannedStep(Remove(one.path), found.chain, found.chain, reason)
 
@@ -124,5 +142,6 @@ def fingerprint_of(found: Look) -> str:
     """The planner's digest, and what the state file adds to it; empty for a broken disk."""
     if found.task is None:
         return ""
-    text = f"{fingerprint(found.task)} {found.state.unfinished} {found.state.leftovers}"
+    unfinished, left = found.state.unfinished, sorted(map(str, found.claimed))
+    text = f"{fingerprint(found.task)} {unfinished} {found.state.leftovers} {left}"
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from reconciler.model.errors import StateError
 from reconciler.model.image import Identity
-from reconciler.model.steps import Step, as_data, from_data
+from reconciler.model.steps import Commit, Step, as_data, from_data, touched
 from reconciler.tools import files
 
 VERSION = 1
@@ -45,11 +45,18 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class OldLink:
-    """What the header of an image named before it was relinked."""
+    """
+    What an image was before the first step.
+
+    Attributes:
+        backing, format: What its header named, before it was relinked.
+        changed: Its modification time in nanoseconds.
+    """
 
     image: Path
     backing: str | None
     format: str | None
+    changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,26 @@ class Unfinished:
     remove: tuple[Leftover, ...] = ()
     links: tuple[OldLink, ...] = ()
     begun: str = ""
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Images whose bytes or views the steps change."""
+        order = [link.image for link in self.links]
+        paths: dict[Path, None] = {}
+        for step in self.steps:
+            paths.update(dict.fromkeys(touched(step)))
+            if isinstance(step, Commit) and step.base in order and step.top in order:
+                paths.update(dict.fromkeys(order[order.index(step.base) : order.index(step.top)]))
+        return tuple(paths)
+
+    def untouched(self) -> bool:
+        """True where nothing was written yet: each image is as it was before the first step."""
+        before = {link.image: link.changed for link in self.links}
+        return all(
+            files.changed(path) == before[path] if path in before else not os.path.lexists(path)
+            for step in self.steps
+            for path in touched(step)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +160,21 @@ class StateFolder:
             self._read[domain] = _load(self.path(domain))
         return self._read[domain].get(target, DiskState())
 
+    def others_unfinished(self, domain: str, target: str) -> dict[Path, str]:
+        """
+        Images that steps in flight of any other disk write, each with that disk's label.
+
+        Raises:
+            StateError: A state file cannot be read.
+        """
+        found: dict[Path, str] = {}
+        for path in sorted(self.folder.glob("*.toml")) if self.folder.is_dir() else ():
+            name, disks = _load_named(path)
+            for other, state in disks.items():
+                if state.unfinished and (name, other) != (domain, target):
+                    found.update(dict.fromkeys(state.unfinished.written, f"{name}:{other}"))
+        return found
+
     def write(self, domain: str, target: str, state: DiskState) -> None:
         """
         Remember *state*, durably.
@@ -145,7 +187,7 @@ class StateFolder:
         path = self.path(domain)
         self._make_folder()
         try:
-            with files.alone_in(self.folder):
+            with files.alone_with(self.folder / ".lock"):
                 disks = {**_load(path), target: state}
                 _replace(path, _dump(domain, disks))
         except OSError as error:
@@ -190,17 +232,23 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _load(path: Path) -> dict[str, DiskState]:
+    return _load_named(path)[1]
+
+
+def _load_named(path: Path) -> tuple[str, dict[str, DiskState]]:
+    """The domain that the state file *path* is about, and its disks."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return "", {}
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"{path} cannot be read: {error}") from error
     try:
         data = tomllib.loads(text)
         if data.get("version") != VERSION:
             raise ValueError(f"its version is {data.get('version')!r}, this program has {VERSION}")
-        return {target: _disk(disk) for target, disk in data.get("disks", {}).items()}
+        disks = {target: _disk(disk) for target, disk in data.get("disks", {}).items()}
+        return str(data.get("domain", path.stem)), disks
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(
             f"{path} is damaged ({error}); look at the images with `virt-chain show`, then move "
@@ -223,7 +271,9 @@ def _unfinished(data: dict[str, Any]) -> Unfinished:
         steps=tuple(from_data(step) for step in data["steps"]),
         remove=tuple(_leftover(one) for one in data.get("remove", ())),
         links=tuple(
-            OldLink(Path(one["image"]), one.get("backing"), one.get("format"))
+            OldLink(
+                Path(one["image"]), one.get("backing"), one.get("format"), one.get("changed", 0)
+            )
             for one in data.get("links", ())
         ),
         begun=str(data.get("begun", "")),
@@ -256,7 +306,12 @@ def _disk_data(state: DiskState) -> dict[str, Any]:
             "remove": [_leftover_data(one) for one in state.unfinished.remove],
             "links": [
                 _without_none(
-                    {"image": str(one.image), "backing": one.backing, "format": one.format}
+                    {
+                        "image": str(one.image),
+                        "backing": one.backing,
+                        "format": one.format,
+                        "changed": one.changed,
+                    }
                 )
                 for one in state.unfinished.links
             ],

@@ -38,7 +38,7 @@ class Image:
         recorded_format: Format of the backing file as the header has it.
         snapshots: Number of internal snapshots.
         bitmaps: Number of persistent dirty bitmaps.
-        encrypted, data_file, corrupt: As the header says.
+        encrypted, data_file, corrupt, lazy_refcounts: As the header says.
         unknown_features: Incompatible feature bits that this program cannot name.
     """
 
@@ -58,6 +58,7 @@ class Image:
     encrypted: bool = False
     data_file: bool = False
     corrupt: bool = False
+    lazy_refcounts: bool = False
     unknown_features: int = 0
 
     @property

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from reconciler.model.errors import Busy
 
+NEW = ".virt-chain-new"
+"""Suffix of a file that is being made; it is never taken for a finished one."""
+
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,9 +102,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until nobody else is in such a block for *folder*, which must exist."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def alone_with(lock: Path) -> Iterator[None]:
+    """Wait until nobody else is in such a block for the file *lock*, which is made."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reconciler.model.errors import ObserveError
 from reconciler.model.image import Chain, Format, Identity, Image, short_name
-from reconciler.tools import qcow2, qemuimg
+from reconciler.tools import files, qcow2, qemuimg
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def read_image(path: Path, image_format: Format) -> Image:
         encrypted=header.encrypted,
         data_file=header.data_file,
         corrupt=header.corrupt,
+        lazy_refcounts=header.lazy_refcounts,
         unknown_features=header.unknown_features,
     )
 
@@ -205,36 +206,57 @@ def _told_path(told: Mapping[str, str]) -> Path | None:
     return real(Path(name.removeprefix("file:")))
 
 
+def backing_of(overlay: Path) -> Path | None:
+    """The file that the header of *overlay* names, links resolved; None: none, or no image."""
+    return _named_below(overlay)
+
+
 def scan(folders: Iterable[Path]) -> dict[Identity, tuple[Path, ...]]:
     """
-    Overlays in *folders*, by the file that each stands on.
+    Overlays in *folders*, by every file that each stands on, directly or not.
 
-    Every file with the magic of qcow2 counts, whatever its name.
+    Every file with the magic of qcow2 counts, whatever its name; an overlay is
+    followed down to its base, in whatever folder that lies.
     """
-    overlays: dict[Identity, list[Path]] = {}
+    below: dict[Path, Path | None] = {}
+    overlays: dict[Identity, dict[Path, None]] = {}
     for folder in sorted(set(folders)):
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted(entry.path for entry in os.scandir(folder))
         except OSError as error:
             log.warning("%s cannot be read: %s", folder, error.strerror)
             continue
-        for entry in entries:
-            if below := _stands_on(Path(entry.path)):
-                path = real(Path(entry.path))
-                if path not in overlays.setdefault(below, []):
-                    overlays[below].append(path)
-    return {below: tuple(paths) for below, paths in overlays.items()}
+        for name in entries:
+            if name.endswith(files.NEW):
+                continue
+            overlay = real(Path(name))
+            seen = {overlay}
+            at = _stands_on(overlay, below)
+            while at is not None and at not in seen:
+                seen.add(at)
+                if there := identity(at):
+                    overlays.setdefault(there, {})[overlay] = None
+                at = _stands_on(at, below)
+    return {there: tuple(paths) for there, paths in overlays.items()}
 
 
-def _stands_on(path: Path) -> Identity | None:
-    if not path.is_file():
+def _stands_on(path: Path, known: dict[Path, Path | None]) -> Path | None:
+    """The file that *path* names as its backing file; None: none, or no image."""
+    if path not in known:
+        known[path] = _named_below(path)
+    return known[path]
+
+
+def _named_below(path: Path) -> Path | None:
+    if identity(path) is None or not files.is_regular(path):
         return None
     try:
         with _opened(path) as (descriptor, _):
             header = qcow2.read_header(descriptor, path)
-        if header is None or header.backing is None:
-            return None
-        return identity(qcow2.backing_path(header.backing, real(path)))
     except ObserveError as error:
-        log.info("%s", error)
+        log.warning("%s; what it stands on is unknown", error)
         return None
+    if header is None or header.backing is None:
+        return None
+    below = qcow2.possible_path(header.backing, path)
+    return None if below is None or identity(below) is None else real(below)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from reconciler.model.errors import ToolFailed
@@ -17,12 +18,14 @@ from reconciler.model.errors import ToolFailed
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """A killed virt-chain takes its child along: nobody writes unobserved."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 Child = subprocess.Popen[bytes]
@@ -61,7 +64,7 @@ def start(
             start_new_session=True,
             bufsize=0,
             # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(_die_with, os.getpid()),
         )
     except FileNotFoundError as error:
         missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"

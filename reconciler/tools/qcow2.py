@@ -31,6 +31,7 @@ _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_BITMAPS = 0x23852875
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
+_LAZY_REFCOUNTS = 1
 _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
 
 
@@ -47,6 +48,7 @@ class Header:
     encrypted: bool
     data_file: bool
     corrupt: bool
+    lazy_refcounts: bool
     unknown_features: int
 
 
@@ -79,9 +81,9 @@ def _parse(descriptor: int, start: bytes) -> Header:
         raise ValueError(f"{bits} cluster bits are outside 9 to 21")
     if size >= 2**63:
         raise ValueError(f"a virtual size of {size} bytes is beyond 8 EiB")
-    incompatible, header_length = 0, 72
+    incompatible, compatible, header_length = 0, 0, 72
     if version == 3:
-        incompatible, _, _, _, header_length = _V3.unpack_from(start, _FIXED.size)
+        incompatible, compatible, _, _, header_length = _V3.unpack_from(start, _FIXED.size)
     cluster = 1 << bits
     head = os.pread(descriptor, min(cluster, MAX_HEADER), 0)
     backing = None
@@ -102,6 +104,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
         encrypted=crypt != 0,
         data_file=bool(incompatible & _DATA_FILE),
         corrupt=bool(incompatible & _CORRUPT),
+        lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
         unknown_features=incompatible & ~_KNOWN,
     )
 
@@ -145,6 +148,31 @@ def backing_path(recorded: str, overlay: Path) -> Path:
     if not named:
         raise ObserveError(f"{overlay}: the backing name {recorded!r} names no file")
     return overlay.parent / name
+
+
+def possible_path(recorded: str, overlay: Path) -> Path | None:
+    """
+    The local file that *recorded* may mean, for the question who stands on what.
+
+    More is understood here than is ever opened: ``json:`` names with any other
+    option, and names that depend on the folder QEMU is started in.
+    """
+    try:
+        return backing_path(recorded, overlay)
+    except ObserveError:
+        pass
+    name: object = recorded.removeprefix("file:")
+    if recorded.startswith("json:"):
+        try:
+            tree = json.loads(recorded[len("json:") :])
+        except (ValueError, RecursionError):
+            return None
+        flat = dict(_flatten(tree, "")) if isinstance(tree, dict) else {}
+        found = [value for key, value in flat.items() if key.split(".")[-1] == "filename"]
+        name = found[0] if found else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        return None
+    return overlay.parent / name.removeprefix("file:")
 
 
 def _absolute(name: str, recorded: str, overlay: Path) -> None:
