@@ -98,7 +98,7 @@ class Offline:
             case Rename(source, target):
                 self._rename(source, target, chain)
             case Resize(image, size):
-                qemuimg.run(qemuimg.resize(image, size))
+                qemuimg.run(qemuimg.resize(image, chain.image(image).format, size))
                 files.sync(image)
             case Remove(image):
                 with files.guarded(image):
@@ -205,9 +205,10 @@ class Offline:
         upper = chain.up_to(into).images
         count = len(base) if base else 0
         below = base.images if base else ()
-        # with lazy refcounts a stream's tables may be durable before its data
-        lazy = upper[-1].lazy_refcounts
-        if lazy or not storage_daemon.available() or _dips(upper[count:]):
+        # with lazy refcounts a stream's tables may be durable before its data; with extended L2
+        # entries QEMU 7.2 ends in an assertion (bdrv_co_do_copy_on_readv, skip_bytes < pnum)
+        unfit = upper[-1].lazy_refcounts or upper[-1].extended_l2
+        if unfit or not storage_daemon.available() or _dips(upper[count:]):
             self._rebase_safely(upper, below)
             return
         moved = ranges(
@@ -249,6 +250,13 @@ class Offline:
         The old backing files are all there still, so going back is one header.
         """
         image = upper[-1]
+        for one in (*upper, *below):
+            if one.recorded is not None and one.recorded_format is None:
+                raise WrongContent(
+                    f"{one.path} does not record the format of its backing file, and qemu-img "
+                    f"would guess it; record it with qemu-img rebase -u -F FORMAT -b "
+                    f"'{one.recorded}' '{one.path}'"
+                )
         name = _link_name(image.path, below[-1].path, relative=_is_relative(image)) if below else ""
         argv = qemuimg.rebase(image.path, name, below[-1].format if below else None)
         qemuimg.run(argv, self.progress)
@@ -305,19 +313,21 @@ class Offline:
             # an interrupted rename got as far as both names: one goes
             files.remove(source)
             return
-        above = chain.overlay_of(source)
-        below = chain.backing_of(source)
-        if below is not None and source.parent != target.parent:
+        above, below = chain.overlay_of(source), chain.backing_of(source)
+        moves = below is not None and source.parent != target.parent
+        relative = _is_relative(chain.image(source))
+        if moves and relative:
             # a relative name would mean another file from the new folder
-            qemuimg.run(qemuimg.relink(source, os.fspath(below.path), below.format))
-            files.sync(source)
+            self._record(source, below, relative=False)
         if os.path.lexists(target) and not files.same_file(source, target):
             with files.guarded(target):
                 files.take_manners(source, target)
                 files.sync(source)
                 self._put(source, target, above, chain)
-            return
-        self._put(source, target, above, chain)
+        else:
+            self._put(source, target, above, chain)
+        if moves and relative:
+            self._record(target, below, relative=True)
 
     def _put(self, source: Path, target: Path, above: Image | None, chain: Chain) -> None:
         if above is None or target in chain:
@@ -340,14 +350,15 @@ class Offline:
         files.remove(source)
 
     def _relink(self, image: Image, backing: Image | None) -> None:
+        """Let *image* name *backing*, relative or absolute as it did before."""
+        self._record(image.path, backing, relative=_is_relative(image))
+
+    @staticmethod
+    def _record(image: Path, backing: Image | None, *, relative: bool) -> None:
         """Rewrite the backing name of *image*: one small write, made durable."""
-        if backing is None:
-            argv = qemuimg.relink(image.path, "", None)
-        else:
-            name = _link_name(image.path, backing.path, relative=_is_relative(image))
-            argv = qemuimg.relink(image.path, name, backing.format)
-        qemuimg.run(argv)
-        files.sync(image.path)
+        name = _link_name(image, backing.path, relative=relative) if backing else ""
+        qemuimg.run(qemuimg.relink(image, name, backing.format if backing else None))
+        files.sync(image)
 
     def _map(self, upper: Sequence[Image]) -> Extents:
         """Who provides which bytes; nothing where nothing is compared."""
@@ -369,8 +380,6 @@ class Offline:
         """
         if self.verify == "none":
             return
-        if self.verify == "full":
-            runs = ((0, one[-1].virtual_size),)
         at = views.first_difference(one, other, runs, known)
         if at is not None:
             raise WrongContent(

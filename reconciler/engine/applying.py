@@ -170,6 +170,7 @@ class _Run:
     number: int = 0
     written: dict[Path, None] = field(default_factory=dict)
     merged_at: dict[Path, int] = field(default_factory=dict)
+    overlays: dict[Identity, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         options = self.applier.options
@@ -190,17 +191,14 @@ class _Run:
         views_before = self._digests()
         early = [one for one in self.plan.steps if self._is_old_leftover(one)]
         later = [one for one in self.plan.steps if one not in early]
-        for planned in early:
-            self._remove(planned)
+        self._remove_all(early)
         for _, unit in groupby(
             (one for one in later if not isinstance(one.step, Remove)),
             key=lambda one: one.group if one.group is not None else id(one),
         ):
             self._unit(tuple(unit))
         self._look_again(views_before)
-        for planned in later:
-            if isinstance(planned.step, Remove):
-                self._remove(planned)
+        self._remove_all(one for one in later if isinstance(one.step, Remove))
         self._remember(replace(self.state, active=self.active, unfinished=None, applied=now()))
 
     def _is_old_leftover(self, planned: PlannedStep) -> bool:
@@ -221,13 +219,11 @@ class _Run:
             replace(one, changed=self.merged_at.get(one.path, one.changed))
             for one in unfinished.remove
         )
+        # what is in the chain again, under its old name, is no leftover
+        chain = self.backend.observe(self.active)
+        leftovers = tuple(one for one in (*self.state.leftovers, *left) if one.path not in chain)
         self._remember(
-            replace(
-                self.state,
-                active=self.active,
-                unfinished=None,
-                leftovers=(*self.state.leftovers, *left),
-            )
+            replace(self.state, active=self.active, unfinished=None, leftovers=leftovers)
         )
 
     def _unfinished(self, unit: tuple[PlannedStep, ...]) -> Unfinished:
@@ -393,37 +389,52 @@ class _Run:
             raise StaleChain(f"{name} reads differently; nothing was removed")
         self.applier.reporter.note(self.plan, f"{name} reads as before, sha256 {digest[:16]}")
 
+    def _remove_all(self, removals: Iterable[PlannedStep]) -> None:
+        """Remove files, after a fresh look at every header that could name one of them."""
+        removals = tuple(removals)
+        if not removals:
+            return
+        self.overlays = images.scan(folder for folder in self._folders() if folder.is_dir())
+        for planned in removals:
+            self._remove(planned)
+        removed = {path for planned in removals for path in touched(planned.step)}
+        left = tuple(one for one in self.state.leftovers if one.path not in removed)
+        self._remember(replace(self.state, leftovers=left))
+
     def _remove(self, planned: PlannedStep) -> None:
-        """Remove one file, after a fresh look at every header that could name it."""
         assert isinstance(planned.step, Remove)
         path = planned.step.image
         self.number += 1
         began = time.monotonic()
         self.applier.reporter.step(self.plan, self.number, planned)
         try:
-            if users := self._users_of(path):
-                self.applier.reporter.note(
-                    self.plan, f"{path.name} stays on disk: {', '.join(users)} stands on it"
-                )
-            elif path.exists():
-                self.backend.run(planned.step, Chain())
+            there = images.identity(path)
+            left = [
+                one for one in self.state.leftovers if one.path == path and one.identity == there
+            ]
+            if not left and there is not None:
+                raise StaleChain(f"{path} is not the file that was merged; it is left alone")
+            for one in left:
+                self._remove_leftover(planned.step, one)
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(planned.step), self.number - 1, str(error)) from error
-        left = tuple(one for one in self.state.leftovers if one.path != path)
-        self._remember(replace(self.state, leftovers=left))
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
 
-    def _users_of(self, path: Path) -> list[str]:
-        """Names of images that stand on the leftover *path*, by a fresh look at all headers."""
-        left = next((one for one in self.state.leftovers if one.path == path), None)
-        if left is None or not planning.still_there(left):
-            raise StaleChain(f"{path} is not the file that was merged; it is left alone")
+    def _remove_leftover(self, step: Remove, left: Leftover) -> None:
+        if users := self._users_of(left):
+            text = f"{left.path.name} stays on disk: {', '.join(users)} stands on it"
+            self.applier.reporter.note(self.plan, text)
+        elif planning.still_there(left):
+            self.backend.run(step, Chain())
+
+    def _users_of(self, left: Leftover) -> list[str]:
+        """Names of images that stand on the leftover, by the look at all headers."""
         chain = self.backend.observe(self.active)
-        if path in chain:
-            raise StaleChain(f"{path} is in the chain {chain}")
+        if left.path in chain:
+            raise StaleChain(f"{left.path} is in the chain {chain}")
         gone = {one.path for one in self.state.leftovers}
-        users = _users(left.identity, self._folders())
+        users = self.overlays.get(left.identity, ())
         return [user.name for user in users if user not in gone]
 
     def _folders(self) -> set[Path]:
@@ -434,7 +445,3 @@ class _Run:
     def _remember(self, state: DiskState) -> None:
         self.state = state
         self.applier.states.write(self.plan.domain, self.plan.target, state)
-
-
-def _users(identity: Identity, folders: Iterable[Path]) -> tuple[Path, ...]:
-    return images.scan(folder for folder in folders if folder.is_dir()).get(identity, ())

@@ -38,7 +38,8 @@ class Image:
         recorded_format: Format of the backing file as the header has it.
         snapshots: Number of internal snapshots.
         bitmaps: Number of persistent dirty bitmaps.
-        encrypted, data_file, corrupt, lazy_refcounts: As the header says.
+        encrypted, data_file, corrupt, lazy_refcounts, extended_l2: As the header says.
+        version: Of the qcow2 format; 2 has no clusters that read as zeroes.
         unknown_features: Incompatible feature bits that this program cannot name.
     """
 
@@ -59,6 +60,8 @@ class Image:
     data_file: bool = False
     corrupt: bool = False
     lazy_refcounts: bool = False
+    extended_l2: bool = False
+    version: int = 3
     unknown_features: int = 0
 
     @property

@@ -156,6 +156,14 @@ def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice
         return _create(task, run)
     if not run.merges and not run.foreign.images:
         return Choice(0, 0, ())
+    wanted = run.slot.wanted
+    inner = run.slot.kept is not None and run.slot.kept < len(run.chain) - 1
+    if inner and run.last < len(run.chain) - 1 and wanted.size not in (None, run.top.virtual_size):
+        raise Refused(
+            f"{wanted.name} would have {human_size(run.top.virtual_size)}, the spec says "
+            f"{human_size(wanted.size or 0)}",
+            "leave `size` out, or put it on the active image",
+        )
     choices: list[Choice] = []
     obstacles: dict[str, list[str]] = {}
     for index in range(run.first, run.last + 1):
@@ -203,6 +211,7 @@ def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> s
             _unrecorded(task, run),
             _own_bitmaps(task, image),
             _grown_snapshots(run, image),
+            _old_and_short(run, index),
         ]
     if pulls:
         reasons.append(_own_snapshots(image))
@@ -322,6 +331,14 @@ def _unrecorded(task: Task, run: Run) -> str | None:
 def _grown_snapshots(run: Run, image: Image) -> str | None:
     if image.snapshots and image.virtual_size < run.top.virtual_size:
         return f"it would grow, and its {image.snapshots} internal snapshot(s) with it"
+    return None
+
+
+def _old_and_short(run: Run, index: int) -> str | None:
+    image = run.chain[index]
+    below = run.chain[index - 1].virtual_size if index else 0
+    if image.version == 2 and image.virtual_size < min(below, run.top.virtual_size):
+        return "qcow2 version 2 cannot hide what a longer image below it has; run qemu-img amend"
     return None
 
 

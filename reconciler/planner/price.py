@@ -48,6 +48,9 @@ def at_most_differing(
             *ranges(one for one in theirs if one.present and one.depth in new),
         ]
     )
+    # beyond the end of a short image one view has zeroes where the other may have data
+    here, there = (ranges(o for o in view if o.present) for view in (mine, theirs))
+    either = join([*either, *subtract(here, there), *subtract(there, here)])
     return subtract(either, ranges(o for o in mine if o.present and o.depth in own))
 
 

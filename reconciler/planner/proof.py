@@ -189,6 +189,8 @@ class World:
                     for letter in self.above(base, top)
                     if isinstance(letter, Data) or letter.start < end
                 )
+                if lower.size <= end:
+                    data = (*data, Zeroes(end))
                 size = max(lower.size, end)
                 images[base] = Held((*lower.word, *data), lower.backing, size)
                 if relink:

@@ -61,6 +61,8 @@ class Task:
         filesystems: Device number of each folder concerned.
         free: Bytes free, by device number.
         busy: The active image is open for writing by another program.
+        frozen: How many images, from the base, may only be read.  An image
+            below a shared one is a part of the shared one's view.
     """
 
     domain: str
@@ -78,6 +80,7 @@ class Task:
     filesystems: Mapping[Path, int] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)
     busy: bool = False
+    frozen: int = field(init=False, default=0)
 
     @property
     def label(self) -> str:
@@ -93,17 +96,9 @@ class Task:
             return "it has a second name (hard link)"
         return None
 
-    @property
-    def frozen(self) -> int:
-        """
-        How many images, from the base, may only be read.
-
-        An image below a shared one is a part of the shared one's view.
-        """
-        return max(
-            (index + 1 for index, image in enumerate(self.chain) if self.frozen_because(image)),
-            default=0,
-        )
+    def __post_init__(self) -> None:
+        shared = (index + 1 for index, image in enumerate(self.chain) if self.frozen_because(image))
+        object.__setattr__(self, "frozen", max(shared, default=0))
 
 
 def _some(names: tuple[str, ...]) -> str:

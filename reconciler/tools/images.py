@@ -95,6 +95,8 @@ def read_image(path: Path, image_format: Format) -> Image:
         data_file=header.data_file,
         corrupt=header.corrupt,
         lazy_refcounts=header.lazy_refcounts,
+        extended_l2=header.extended_l2,
+        version=header.version,
         unknown_features=header.unknown_features,
     )
 

@@ -48,8 +48,10 @@ class Header:
     encrypted: bool
     data_file: bool
     corrupt: bool
-    lazy_refcounts: bool
     unknown_features: int
+    lazy_refcounts: bool = False
+    extended_l2: bool = False
+    version: int = 3
 
 
 def read_header(descriptor: int, name: Path) -> Header | None:
@@ -95,6 +97,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
     recorded = extensions.get(_EXT_BACKING_FORMAT)
     bitmaps = extensions.get(_EXT_BITMAPS, b"")
     return Header(
+        version=version,
         virtual_size=size,
         cluster_size=cluster,
         backing=backing,
@@ -105,6 +108,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
         data_file=bool(incompatible & _DATA_FILE),
         corrupt=bool(incompatible & _CORRUPT),
         lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
+        extended_l2=bool(incompatible & _EXTENDED_L2),
         unknown_features=incompatible & ~_KNOWN,
     )
 

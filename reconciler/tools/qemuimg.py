@@ -112,9 +112,9 @@ def rebase(image: Path, backing: str, backing_format: Format | None) -> Argv:
     return [*argv, "-b", backing, os.fspath(image)]
 
 
-def resize(image: Path, size: int) -> Argv:
+def resize(image: Path, image_format: Format, size: int) -> Argv:
     """Grow *image* to *size* bytes; what is new reads as zeroes."""
-    return ["qemu-img", "resize", "-q", "-f", "qcow2", os.fspath(image), str(size)]
+    return ["qemu-img", "resize", "-q", "-f", image_format, os.fspath(image), str(size)]
 
 
 def info(image: Path, image_format: Format) -> Argv:

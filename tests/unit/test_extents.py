@@ -151,5 +151,6 @@ def test_what_may_differ_is_what_either_chain_alone_holds(mine, theirs, shared, 
             for byte in range(one.start, one.end)
         }
 
-    either = held(mine, left) | held(theirs, fresh)
+    every = range(10)  # where one view ends, or holds nothing, the other may hold something
+    either = held(mine, left) | held(theirs, fresh) | held(mine, every) ^ held(theirs, every)
     assert (covered(found), is_tidy(found)) == (either - held(mine, own), True)

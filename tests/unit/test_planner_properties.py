@@ -422,6 +422,8 @@ def cases(draw: st.DrawFn) -> Case:
         size = None
         if (is_top and chance(10)) or (not exists and not count) or (odd and chance(2)):
             size = draw(st.integers(1, 12)) * UNIT
+        elif exists and odd and chance(10):
+            size = files[at].size * UNIT
         wanted.append(
             Wanted(
                 at,

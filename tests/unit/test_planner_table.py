@@ -1168,6 +1168,46 @@ def test_a_larger_new_restore_point_takes_the_dropped_data_and_grows() -> None:
     )
 
 
+def test_an_image_that_takes_data_keeps_the_size_that_the_spec_says() -> None:
+    """The next plan would be refused: the size of a restore point is fixed."""
+    made = plan(
+        "b <- p <- q <- x*",
+        "b <- ~p <- x*",
+        facts={"q": BIG, "x": BIG},
+        wanted={"p": {"size": 64 * MIB}},
+        data={"q": range(1, 20)},
+    )
+
+    assert made.steps[-1].after.image(path("p")).virtual_size == 64 * MIB
+
+
+def test_the_disk_grows_after_a_commit_past_an_image_longer_than_the_active_one() -> None:
+    """What lies beyond the end of x in q is never committed, and never comes back."""
+    facts, wanted = {"q": BIG}, {"p": {"size": 128 * MIB}}
+    made = plan("b <- p <- q <- x*", "b <- p*", facts=facts, wanted=wanted, data={"q": [1]})
+
+    assert lines(made) == [
+        "commit x down into p, relink [2.0 MiB]",
+        f"resize p to {128 * MIB}",
+        "remove x",
+        "remove q",
+    ]
+
+
+def test_a_short_foreign_image_hides_what_has_to_be_copied_up() -> None:
+    """c ends at 32 MiB, and x read the end of b through nothing until now."""
+    made = plan(
+        "b <- x*",
+        "b <- c <- x*",
+        foreign=["b <- c"],
+        shared={"b": "c.qcow2"},
+        facts={"c": SMALL},
+        data={"b": range(40, 50), "c": [], "x": []},
+    )
+
+    assert lines(made) == ["rebase x onto c [10 MiB]"]
+
+
 def test_an_overlay_on_a_larger_new_one_is_as_large() -> None:
     wanted = {"y": {"size": 128 * MIB}}
     made = plan("b <- x*", "b <- x <- y <- z*", wanted=wanted)

@@ -88,13 +88,13 @@ ON_BASE = ["-u", "-F", "qcow2", "-b"]
 CREATED = [
     # id, options of qemu-img create, what differs from a plain header
     ("version 3", [], {}),
-    ("version 2", ["-o", "compat=0.10"], {}),
+    ("version 2", ["-o", "compat=0.10"], {"version": 2}),
     ("the smallest clusters", ["-o", "cluster_size=512"], {"cluster_size": 512}),
     ("the largest clusters", ["-o", "cluster_size=2M"], {"cluster_size": 2 * MIB}),
     (
         "features that do not matter",
         ["-o", "extended_l2=on,cluster_size=128k,compression_type=zstd,lazy_refcounts=on"],
-        {"cluster_size": 131072},
+        {"cluster_size": 131072, "extended_l2": True, "lazy_refcounts": True},
     ),
     (
         "a backing file",
@@ -104,7 +104,7 @@ CREATED = [
     (
         "a backing file of version 2",
         ["-o", "compat=0.10", *ON_BASE, "base.qcow2"],
-        {"backing": "base.qcow2", "backing_format": "qcow2"},
+        {"backing": "base.qcow2", "backing_format": "qcow2", "version": 2},
     ),
     (
         "a raw backing file",
@@ -184,7 +184,7 @@ def test_a_feature_bit_set_by_hand_is_seen(tmp_path, bit, differs):
 def test_features_of_a_version_2_image_are_other_fields():
     content = header(version=2)[:72] + extension(0xE2792ACA, b"raw")
 
-    assert read_bytes(content) == replace(PLAIN, backing_format="raw")
+    assert read_bytes(content) == replace(PLAIN, backing_format="raw", version=2)
 
 
 @pytest.mark.parametrize("content", [b"", b"QFI", b"\0" * 4096, b"QFI\xfa" + bytes(100)])

@@ -91,7 +91,7 @@ ARGV = [
     ),
     (
         "resize",
-        qemuimg.resize(TOP, 2 * MIB),
+        qemuimg.resize(TOP, "qcow2", 2 * MIB),
         "qemu-img resize -q -f qcow2 /images/tue.qcow2 2097152",
     ),
     (
@@ -355,7 +355,7 @@ def test_repair_of_what_is_no_image_is_told(tmp_path):
 
 def test_a_failure_says_what_qemu_img_said(tmp_path):
     with pytest.raises(ToolFailed) as raised:
-        qemuimg.run(qemuimg.resize(tmp_path / "gone", MIB))
+        qemuimg.run(qemuimg.resize(tmp_path / "gone", "qcow2", MIB))
 
     assert str(raised.value) == (
         f"qemu-img resize: qemu-img: Could not open '{tmp_path}/gone': "

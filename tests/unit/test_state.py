@@ -144,7 +144,7 @@ def test_the_disks_of_a_domain_share_a_file(folder):
 
     assert read_again(folder, "web", "vda") == FULL
     assert read_again(folder, "web", "vdb") == DiskState(active=BASE)
-    assert sorted(path.name for path in folder.folder.iterdir()) == ["db.toml", "web.toml"]
+    assert sorted(path.name for path in folder.folder.glob("*")) == [".lock", "db.toml", "web.toml"]
 
 
 def test_another_process_loses_nothing_that_this_one_writes(folder):
@@ -233,7 +233,7 @@ def test_what_an_interrupted_write_left_is_written_over(folder):
     folder.write("web", "vda", DiskState(active=BASE))
 
     assert read_again(folder, "web", "vda") == DiskState(active=BASE)
-    assert sorted(one.name for one in folder.folder.iterdir()) == ["web.toml"]
+    assert sorted(one.name for one in folder.folder.iterdir()) == [".lock", "web.toml"]
 
 
 DAMAGED = [
