@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from reconciler.model.errors import ProofFailed, Refused
-from reconciler.model.image import Image, short_name
+from reconciler.model.image import Chain, Image, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
     Attach,
     Commit,
     Create,
+    Pull,
     Rebase,
     Remove,
     Rename,
     Resize,
+    Step,
     advance,
     touched,
 )
@@ -142,7 +145,7 @@ def _records(
     task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
 ) -> list[Priced]:
     """Steps that write down formats which qemu-img would have to guess."""
-    if not any(isinstance(one.step, Commit | Rebase) for one, _ in steps):
+    if not any(_reads_headers(one.step, layout.chain) for one, _ in steps):
         return []
     records = []
     for index, image in enumerate(layout.chain):
@@ -158,6 +161,21 @@ def _records(
             reason = f"records that {below.name} is {below.format}: nobody has to guess"
             records.append(Priced(Rebase(image.path, below.path), 0, reason))
     return records
+
+
+def _reads_headers(step: Step, chain: Chain) -> bool:
+    """
+    True where *step* is done by a qemu-img that opens the chain by its headers.
+
+    A pull is, where a stream would read wrong: see `Offline.run`.
+    """
+    if isinstance(step, Commit | Rebase):
+        return True
+    if not isinstance(step, Pull):
+        return False
+    dips = any(a.virtual_size < b.virtual_size for a, b in pairwise(chain.images))
+    unfit = step.into in chain and chain.image(step.into)
+    return dips or bool(unfit and (unfit.lazy_refcounts or unfit.extended_l2))
 
 
 def _chained(
