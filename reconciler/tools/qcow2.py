@@ -168,10 +168,9 @@ def possible_path(recorded: str, overlay: Path) -> Path | None:
     name: object = recorded.removeprefix("file:")
     if recorded.startswith("json:"):
         try:
-            tree = json.loads(recorded[len("json:") :])
+            flat = _options(recorded[len("json:") :])
         except (ValueError, RecursionError):
             return None
-        flat = dict(_flatten(tree, "")) if isinstance(tree, dict) else {}
         found = [value for key, value in flat.items() if key.split(".")[-1] == "filename"]
         name = found[0] if found else None
     if not isinstance(name, str) or not name or "\0" in name:
@@ -192,10 +191,9 @@ def _json_filename(text: str, overlay: Path) -> str:
         f"{overlay}: the backing name json:{text} is no plain qcow2 or raw image on a local file"
     )
     try:
-        tree = json.loads(text)
+        flat = _options(text)
     except (ValueError, RecursionError) as error:
         raise refused from error
-    flat = dict(_flatten(tree, "")) if isinstance(tree, dict) else {}
     if flat.get("driver") in ("file", None) and "filename" in flat:
         flat = {"driver": "raw", "file.driver": "file", "file.filename": flat["filename"]}
     allowed = {"driver", "file.driver", "file.filename"}
@@ -205,6 +203,12 @@ def _json_filename(text: str, overlay: Path) -> str:
     if flat.get("file.driver", "file") != "file" or not isinstance(filename, str):
         raise refused
     return filename
+
+
+def _options(text: str) -> dict[str, object]:
+    """The options of a ``json:`` name, dotted: ``file.filename``; empty for no object."""
+    tree = json.loads(text)
+    return dict(_flatten(tree, "")) if isinstance(tree, dict) else {}
 
 
 def _flatten(tree: dict[str, object], prefix: str) -> list[tuple[str, object]]:
