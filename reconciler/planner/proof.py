@@ -183,16 +183,10 @@ class World:
             case Commit(top, base, relink):
                 lower = self._held(base)
                 end = self._held(top).size
-                # a commit copies what the top shows, and nothing beyond its end
-                data = tuple(
-                    letter
-                    for letter in self.above(base, top)
-                    if isinstance(letter, Data) or letter.start < end
-                )
-                if lower.size <= end:
-                    data = (*data, Zeroes(end))
-                size = max(lower.size, end)
-                images[base] = Held((*lower.word, *data), lower.backing, size)
+                if lower.size > end:
+                    raise ProofFailed(f"{step}: a commit never shrinks {short_name(base)}")
+                data = (*self.above(base, top), Zeroes(end))
+                images[base] = Held((*lower.word, *data), lower.backing, end)
                 if relink:
                     for path, held in self.images.items():
                         if held.backing == top:

@@ -292,14 +292,21 @@ BAD = [
         "b <- p <- q <- x*",
         [commit("q", "p")],
         {"keeps": "b", "facts": {"q": SMALL}},
-        "commit q down into p changes the current state",
+        "commit q down into p: a commit never shrinks p",
     ),
     (
         "a commit below a restore point that was cut by a short image",
         "b <- p <- q <- r <- x*",
         [commit("q", "p")],
         {"keeps": "r", "facts": {"q": SMALL}},
-        "commit q down into p changes the restore point r",
+        "commit q down into p: a commit never shrinks p",
+    ),
+    (
+        "a commit of zeroes into a longer image, whose end they do not reach",
+        "b <- p <- q <- r <- x*",
+        [commit("q", "b")],
+        {"keeps": "", "facts": {"p": SMALL, "q": {"virtual_size": 48 * MIB}}},
+        "commit q down into b: a commit never shrinks b",
     ),
     (
         "a header that goes to an image that reads differently",
@@ -498,7 +505,7 @@ def test_a_commit_into_a_longer_image_shows_the_guest_what_it_never_had() -> Non
     with pytest.raises(ProofFailed) as failed:
         proven("b <- p <- x*", [commit("x", "p")], keeps="b", facts={"p": BIG})
 
-    assert str(failed.value) == "commit x down into p changes the current state"
+    assert str(failed.value) == "commit x down into p: a commit never shrinks p"
 
 
 DATA = st.builds(Data, st.sampled_from("abc"), st.integers(1, 4), st.just(False))
