@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.facts import facts
 from bench.merges import DEFAULT, Measured, expert_table, measure, today_table, written_table
-from bench.plans import plan_table
+from bench.plans import plan_table, start_time
 from bench.scenes import Scene
 from bench.table import Table, Target, as_ratio
 from bench.timed import timed_scenes, written_scenes
@@ -53,7 +53,7 @@ def _measure_all(scratch: Path, *, quick: bool) -> tuple[list[Table], list[Targe
     small = list(_each(written_scenes(shrink), scratch, end, 1, only=[DEFAULT]))
     timed = list(_each(timed_scenes(shrink), scratch, end, repetitions))
     written = written_table([*timed, *small], judged=not quick)
-    experts = expert_table(timed, judged=not quick)
+    experts = expert_table(timed, start_time(scratch, repetitions), judged=not quick)
     about["took"] = f"{time.monotonic() - began:.0f} s{', quick' if quick else ''}"
     tables = [written[0], experts[0], today_table(timed), plans[0]]
     return tables, [*written[1], *experts[1], *plans[1]], about

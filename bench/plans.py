@@ -41,6 +41,11 @@ def _create(folder: Path, name: str, below: str | None) -> None:
     subprocess.run([*argv, *([] if below else ["1G"])], cwd=folder, check=True)
 
 
+def start_time(scratch: Path, repetitions: int) -> float:
+    """Seconds of a bare interpreter that imports typer and jsonschema."""
+    return seconds([run(IMPORTS, scratch) for _ in range(repetitions)])
+
+
 def plan_row(
     scratch: Path, disks: int, repetitions: int, patience: float, *, judged: bool
 ) -> tuple[tuple[str, ...], Target]:

@@ -319,8 +319,3 @@ def _say(text: str) -> None:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def main() -> None:
-    """The entry point of the command."""
-    sys.exit(run(sys.argv[1:]))

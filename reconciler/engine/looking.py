@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.engine.state import DiskState, Leftover, StateFolder
@@ -14,6 +14,9 @@ from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename
 from reconciler.planner.task import Task, View, Wanted
 from reconciler.tools import files, images, qemuimg
+
+MANY = 4
+"""Disks from which on QEMU is asked about several at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,15 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class _Walked:
-    """A disk whose chain was walked, before anybody else's interest in it is known."""
+    """
+    A disk whose chain was walked, before anybody else's interest in it is known.
+
+    Attributes:
+        listed: Absolute paths of the desired chain with symbolic links resolved.
+    """
 
     desired: DesiredDisk
+    listed: tuple[Path, ...]
     state: DiskState
     chain: Chain
     wanted: tuple[Wanted, ...] = ()
@@ -49,37 +58,59 @@ class _Walked:
     error: str | None = None
 
 
-def look(spec: Spec, states: StateFolder, only: Iterable[DesiredDisk] | None = None) -> list[Look]:
+def look(
+    spec: Spec,
+    states: StateFolder,
+    only: Iterable[DesiredDisk] | None = None,
+    confirmed: Chain | None = None,
+) -> list[Look]:
     """
     Every disk of *spec* as it is now; an unreadable one carries its error.
 
     Args:
         only: Disks to return; the others are looked at for what they share.
+        confirmed: A chain that QEMU has read already, and need not read again.
     """
     formats = _formats(spec)
+    labels = {disk.label for disk in (spec.disks if only is None else only)}
     walked = [_walk(disk, states, formats) for disk in spec.disks]
-    known = _known(walked)
-    chosen = {disk.label for disk in (spec.disks if only is None else only)}
-    return [
-        _with_task(one, known, formats, _in_flight(one, states))
-        for one in walked
-        if one.desired.label in chosen
-    ]
+    chosen = [_compared(one, formats) for one in walked if one.desired.label in labels]
+    known = _known([one for one in walked if one.desired.label not in labels] + chosen)
+    chosen = _trusted(chosen, states)
+    return [_with_task(one, known, formats) for one in _confirmed(chosen, confirmed)]
 
 
-def _in_flight(one: _Walked, states: StateFolder) -> str | None:
-    """Why an image of the chain cannot be trusted: another disk's steps were interrupted."""
+def _trusted(chosen: Sequence[_Walked], states: StateFolder) -> list[_Walked]:
+    """*chosen*, with an error where another disk's interrupted steps write an image of one."""
     try:
-        others = states.others_unfinished(one.desired.domain, one.desired.target)
+        in_flight = states.in_flight()
     except ReconcilerError as error:
-        return str(error)
+        return [replace(one, error=one.error or str(error)) for one in chosen]
+    return [replace(one, error=one.error or _untrusted(one, in_flight)) for one in chosen]
+
+
+def _untrusted(one: _Walked, in_flight: Mapping[Path, Sequence[str]]) -> str | None:
     for path in (*one.chain.paths, *(wanted.path for wanted in one.wanted)):
-        if label := others.get(path):
-            return (
-                f"{path} is being merged by {label}, which was interrupted; "
-                f"apply {label} under that name first"
-            )
+        for label in in_flight.get(path, ()):
+            if label != one.desired.label:
+                return (
+                    f"{path} is being merged by {label}, which was interrupted; "
+                    f"apply {label} under that name first"
+                )
     return None
+
+
+def _confirmed(chosen: Sequence[_Walked], known: Chain | None) -> list[_Walked]:
+    """*chosen*, with an error where QEMU reads another chain than the headers tell."""
+    asked = [None if one.error or one.chain == known else one.chain for one in chosen]
+    if len(chosen) < MANY:
+        told = [_unconfirmed(chain) for chain in asked]
+    else:
+        from concurrent.futures import ThreadPoolExecutor  # takes a while, for one disk too long
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            told = list(pool.map(_unconfirmed, asked))
+    return [replace(one, error=one.error or said) for one, said in zip(chosen, told, strict=True)]
 
 
 def _formats(spec: Spec) -> dict[Identity, Format]:
@@ -96,6 +127,7 @@ def _formats(spec: Spec) -> dict[Identity, Format]:
 def _walk(disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format]) -> _Walked:
     state = DiskState()
     chain = Chain()
+    listed = tuple(images.real(entry.path) for entry in disk.chain)
     try:
         if disk.connection is not None:
             raise Refused(
@@ -104,20 +136,34 @@ def _walk(disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format
                 "leave `connection` out to work on the images while the domain is shut off",
             )
         state = states.disk(disk.domain, disk.target)
-        active = _active(disk, state)
+        active = _active(disk, listed, state)
         chain = images.walk(active, formats, disk.format) if active else Chain()
-        wanted = tuple(_wanted(entry, disk, chain, state, formats) for entry in disk.chain)
+    except ReconcilerError as error:
+        return _Walked(disk, listed, state, chain, error=str(error))
+    return _Walked(disk, listed, state, chain)
+
+
+def _compared(one: _Walked, formats: dict[Identity, Format]) -> _Walked:
+    """*one*, with what there is of each image that its desired chain lists."""
+    disk, chain = one.desired, one.chain
+    if one.error is not None:
+        return one
+    try:
+        wanted = tuple(
+            _wanted(entry, path, disk, chain, one.state, formats)
+            for entry, path in zip(disk.chain, one.listed, strict=True)
+        )
         outside = tuple(
-            (one.path, images.walk(one.path, formats, disk.format))
-            for one in wanted
-            if one.image is not None and one.path not in chain
+            (each.path, images.walk(each.path, formats, disk.format))
+            for each in wanted
+            if each.image is not None and each.path not in chain
         )
     except ReconcilerError as error:
-        return _Walked(disk, state, chain, error=str(error))
-    return _Walked(disk, state, chain, wanted, outside)
+        return replace(one, error=str(error))
+    return replace(one, wanted=wanted, outside=outside)
 
 
-def _active(disk: DesiredDisk, state: DiskState) -> Path | None:
+def _active(disk: DesiredDisk, listed: Sequence[Path], state: DiskState) -> Path | None:
     """
     The observed active image: from the state file, else from `active`, else the
     highest listed image that exists and is no template.  None: the disk is new.
@@ -126,8 +172,7 @@ def _active(disk: DesiredDisk, state: DiskState) -> Path | None:
     for said in (_reached(state), state.active, disk.active):
         if said is not None and said.exists():
             return images.real(said)
-    for entry in reversed(disk.chain):
-        path = images.real(entry.path)
+    for entry, path in zip(reversed(disk.chain), reversed(listed), strict=True):
         if not entry.template and entry.path.exists() and path not in left:
             return path
     return None
@@ -159,12 +204,12 @@ def _reached(state: DiskState) -> Path | None:
 
 def _wanted(
     entry: Entry,
+    path: Path,
     disk: DesiredDisk,
     chain: Chain,
     state: DiskState,
     formats: dict[Identity, Format],
 ) -> Wanted:
-    path = images.real(entry.path)
     there = images.identity(path)
     image: Image | None = next((one for one in chain if there and one.identity == there), None)
     left = any(one.path == path and one.identity == there for one in state.leftovers)
@@ -186,7 +231,7 @@ def _folders(walked: Iterable[_Walked]) -> set[Path]:
     found: set[Path] = set()
     for one in walked:
         found |= {image.path.parent for image in one.chain}
-        found |= {images.real(entry.path).parent for entry in one.desired.chain}
+        found |= {path.parent for path in one.listed}
         found |= {image.path.parent for _, chain in one.outside for image in chain}
     return {folder for folder in found if folder.is_dir()}
 
@@ -214,12 +259,13 @@ def _known(walked: Sequence[_Walked]) -> _Known:
     listed: set[Path] = set()
     templates: set[Path] = set()
     for one in walked:
-        paths = [images.real(entry.path) for entry in one.desired.chain]
-        listed.update(paths)
+        listed.update(one.listed)
         templates.update(
-            path for path, entry in zip(paths, one.desired.chain, strict=True) if entry.template
+            path
+            for path, entry in zip(one.listed, one.desired.chain, strict=True)
+            if entry.template
         )
-        for path in (*paths, *one.chain.paths):
+        for path in (*one.listed, *one.chain.paths):
             disks.setdefault(path, {})[one.desired.label] = None
     return _Known(
         images.scan(_folders(walked)),
@@ -229,13 +275,10 @@ def _known(walked: Sequence[_Walked]) -> _Known:
     )
 
 
-def _with_task(
-    one: _Walked, known: _Known, formats: dict[Identity, Format], in_flight: str | None
-) -> Look:
+def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> Look:
     disk, chain = one.desired, one.chain
-    error = one.error or in_flight or _unconfirmed(chain)
-    if error is not None:
-        return Look(disk, one.state, chain, None, formats, error)
+    if one.error is not None:
+        return Look(disk, one.state, chain, None, formats, one.error)
     users, strangers = _users(one, known)
     folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
     filesystems = {folder: os.stat(folder).st_dev for folder in folders if folder.is_dir()}
@@ -278,8 +321,10 @@ def _claimed(one: _Walked, known: _Known) -> dict[Path, str]:
     return claimed
 
 
-def _unconfirmed(chain: Chain) -> str | None:
+def _unconfirmed(chain: Chain | None) -> str | None:
     """What QEMU has to say against *chain*; None: it reads the same chain."""
+    if chain is None:
+        return None
     if any(i.encrypted or i.data_file or i.corrupt or i.unknown_features for i in chain):
         return None  # the planner refuses these, and QEMU need not open them
     try:
@@ -331,5 +376,4 @@ def _view_of(path: Path, task: Task) -> View:
 
 def again(found: Look, spec: Spec, states: StateFolder) -> Look:
     """The same disk, looked at once more, from the state file up."""
-    states.forget_cache()
-    return next(iter(look(spec, states, [found.desired])))
+    return next(iter(look(spec, states, [found.desired], found.chain)))

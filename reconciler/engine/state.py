@@ -126,12 +126,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a state file holds; it is good for as long as the file is *version*."""
+
+    version: tuple[int, ...] = ()
+    domain: str = ""
+    disks: dict[str, DiskState] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class StateFolder:
-    """All state files; one a domain, read when first asked for."""
+    """All state files, one a domain; each is read when asked for, and when it was replaced."""
 
     folder: Path
-    _read: dict[str, dict[str, DiskState]] = field(default_factory=dict)
+    _read: dict[Path, _Stored] = field(default_factory=dict)
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
@@ -156,24 +165,28 @@ class StateFolder:
         Raises:
             StateError: The file is there and cannot be read.
         """
-        if domain not in self._read:
-            self._read[domain] = _load(self.path(domain))
-        return self._read[domain].get(target, DiskState())
+        return self._stored(self.path(domain)).disks.get(target, DiskState())
 
-    def others_unfinished(self, domain: str, target: str) -> dict[Path, str]:
+    def in_flight(self) -> dict[Path, tuple[str, ...]]:
         """
-        Images that steps in flight of any other disk write, each with that disk's label.
+        Images that steps in flight write, each with the labels of the disks concerned.
 
         Raises:
             StateError: A state file cannot be read.
         """
-        found: dict[Path, str] = {}
+        found: dict[Path, tuple[str, ...]] = {}
         for path in sorted(self.folder.glob("*.toml")) if self.folder.is_dir() else ():
-            name, disks = _load_named(path)
-            for other, state in disks.items():
-                if state.unfinished and (name, other) != (domain, target):
-                    found.update(dict.fromkeys(state.unfinished.written, f"{name}:{other}"))
+            stored = self._stored(path)
+            for target, state in stored.disks.items():
+                for image in state.unfinished.written if state.unfinished else ():
+                    found[image] = (*found.get(image, ()), f"{stored.domain}:{target}")
         return found
+
+    def _stored(self, path: Path) -> _Stored:
+        known, version = self._read.get(path), _version(path)
+        if known is None or known.version != version:
+            self._read[path] = known = _load(path, version)
+        return known
 
     def write(self, domain: str, target: str, state: DiskState) -> None:
         """
@@ -182,23 +195,19 @@ class StateFolder:
         Raises:
             StateError: The file cannot be written.
         """
-        if domain in self._read and self._read[domain].get(target) == state:
-            return
         path = self.path(domain)
+        if self._stored(path).disks.get(target) == state:
+            return
         self._make_folder()
         try:
             with files.alone_with(self.folder / ".lock"):
-                disks = {**_load(path), target: state}
+                disks = {**self._stored(path).disks, target: state}
                 _replace(path, _dump(domain, disks))
+                self._read[path] = _Stored(_version(path), domain, disks)
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise StateError(f"{path} cannot hold a name that is no UTF-8: {error}") from error
-        self._read[domain] = disks
-
-    def forget_cache(self) -> None:
-        """Read every file anew when next asked."""
-        self._read.clear()
 
     def _make_folder(self) -> None:
         try:
@@ -231,16 +240,20 @@ def _replace(path: Path, text: str) -> None:
     files.rename_over(temporary, path)
 
 
-def _load(path: Path) -> dict[str, DiskState]:
-    return _load_named(path)[1]
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes whenever the file *path* is replaced; empty where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _load_named(path: Path) -> tuple[str, dict[str, DiskState]]:
-    """The domain that the state file *path* is about, and its disks."""
+def _load(path: Path, version: tuple[int, ...]) -> _Stored:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return "", {}
+        return _Stored()
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"{path} cannot be read: {error}") from error
     try:
@@ -248,7 +261,7 @@ def _load_named(path: Path) -> tuple[str, dict[str, DiskState]]:
         if data.get("version") != VERSION:
             raise ValueError(f"its version is {data.get('version')!r}, this program has {VERSION}")
         disks = {target: _disk(disk) for target, disk in data.get("disks", {}).items()}
-        return str(data.get("domain", path.stem)), disks
+        return _Stored(version, str(data.get("domain", path.stem)), disks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(
             f"{path} is damaged ({error}); look at the images with `virt-chain show`, then move "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -69,19 +69,3 @@ def rounded(runs: Iterable[Range], unit: int, size: int) -> tuple[Range, ...]:
 def total(runs: Iterable[Range]) -> int:
     """Bytes in *runs*."""
     return sum(end - start for start, end in runs)
-
-
-def clipped(extents: Iterable[Extent], runs: Iterable[Range]) -> Iterator[Extent]:
-    """The parts of *extents* that lie inside *runs*; both in order of their start."""
-    remaining = list(runs)
-    position = 0
-    for extent in extents:
-        while position < len(remaining) and remaining[position][1] <= extent.start:
-            position += 1
-        at = position
-        while at < len(remaining) and remaining[at][0] < extent.end:
-            start = max(extent.start, remaining[at][0])
-            end = min(extent.end, remaining[at][1])
-            offset = None if extent.offset is None else extent.offset + start - extent.start
-            yield Extent(start, end - start, extent.depth, extent.zero, extent.present, offset)
-            at += 1

@@ -38,6 +38,7 @@ def start(
     pass_fds: Sequence[int] = (),
     talk: bool = False,
     settings: Mapping[str, str] | None = None,
+    reads: bool = False,
 ) -> Child:
     """
     Start *argv* with pipes on stdout and stderr, out of reach of a Ctrl-C.
@@ -46,6 +47,7 @@ def start(
         pass_fds: Open file descriptors that the program gets.
         talk: A pipe on its standard input, too.
         settings: Environment variables that are added.
+        reads: It only reads and takes no lock, so it may outlive a killed virt-chain.
 
     Raises:
         ToolFailed: The program is not installed.
@@ -64,7 +66,7 @@ def start(
             start_new_session=True,
             bufsize=0,
             # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
-            preexec_fn=partial(_die_with, os.getpid()),
+            preexec_fn=None if reads else partial(_die_with, os.getpid()),
         )
     except FileNotFoundError as error:
         missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"
@@ -79,6 +81,7 @@ def run(
     accept: Sequence[int] = (0,),
     progress: Callable[[bytes], None] | None = None,
     pass_fds: Sequence[int] = (),
+    reads: bool = False,
 ) -> tuple[int, bytes]:
     """
     Exit code and standard output of *argv*.
@@ -86,11 +89,12 @@ def run(
     Args:
         accept: Exit codes that are no error.
         progress: Called with each piece of standard output as it arrives.
+        pass_fds, reads: As `start` has them.
 
     Raises:
         ToolFailed: The program is missing, or ended with another exit code.
     """
-    child = start(argv, pass_fds=pass_fds)
+    child = start(argv, pass_fds=pass_fds, reads=reads)
     try:
         if progress is None:
             out, err = child.communicate()

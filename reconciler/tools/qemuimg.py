@@ -143,7 +143,8 @@ def _percents(progress: Progress) -> Callable[[bytes], None]:
 
 def chain_info(image: Path, image_format: Format) -> list[dict[str, Any]]:
     """The answer of `info`, base first."""
-    answer: list[dict[str, Any]] = json.loads(run(info(image, image_format)))
+    _, out = process.run(info(image, image_format), reads=True)
+    answer: list[dict[str, Any]] = json.loads(out)
     return answer[::-1]
 
 
@@ -159,7 +160,7 @@ def map_view(images: Sequence[Image]) -> Extents:
             present=one.get("present", True),
             offset=one.get("offset") if one["data"] and not one.get("compressed") else None,
         )
-        for one in json.loads(run(argv))
+        for one in json.loads(process.run(argv, reads=True)[1])
     )
 
 

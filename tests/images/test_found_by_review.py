@@ -181,6 +181,17 @@ def test_a_leftover_that_the_spec_calls_a_template_stays(folder):
     assert (folder / "p.qcow2").read_bytes() == before
 
 
+def test_a_leftover_that_somebody_stands_on_by_now_stays_and_is_not_removed_by_anyone(folder):
+    chain(folder, "64k", "2M", "'base.qcow2', 'x.qcow2'")
+    killed("files:remove:before")
+    image(folder / "clone.qcow2", folder / "p.qcow2", 5, "6M", "64k")
+    clone = view(folder / "clone.qcow2")
+
+    assert apply() == 0
+    assert (folder / "p.qcow2").exists()
+    assert view(folder / "clone.qcow2") == clone
+
+
 def test_steps_in_flight_are_seen_under_another_domain_name(folder, capsys):
     chain(folder, "4M", "64k", "'base.qcow2', 'x.qcow2'")
     killed("views:first_difference:before")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reconciler.model.extents import Extent, Range, clipped, join, ranges, rounded, total
+from reconciler.model.extents import Extent, Range, join, ranges, rounded, total
 from reconciler.planner.price import at_most_differing, moved, subtract
 
 MOST = 60
@@ -91,30 +91,6 @@ def test_the_runs_of_a_map_cover_it(extents):
     assert covered(ranges(one for one in extents if one.data)) == {
         byte for one in extents if one.data for byte in range(one.start, one.end)
     }
-
-
-@given(maps(), some_runs)
-def test_clipped_extents_say_the_same_of_the_bytes_inside(extents, given_runs):
-    def told(found: tuple[Extent, ...]) -> dict[int, tuple[object, ...]]:
-        return {
-            one.start + at: (
-                one.depth,
-                one.zero,
-                one.present,
-                None if one.offset is None else one.offset + at,
-            )
-            for one in found
-            for at in range(one.length)
-        }
-
-    inside = join(given_runs)
-    found = tuple(clipped(extents, inside))
-
-    assert told(found) == {
-        byte: facts for byte, facts in told(extents).items() if byte in covered(inside)
-    }
-    assert all(one.length > 0 for one in found)
-    assert [one.start for one in found] == sorted({one.start for one in found})
 
 
 @given(some_runs, some_runs)

@@ -11,7 +11,7 @@ import pytest
 from reconciler.model.errors import ToolFailed
 from reconciler.model.extents import Extent
 from reconciler.model.image import Image
-from reconciler.tools import images, qemuimg
+from reconciler.tools import images, process, qemuimg
 
 MIB = 1024 * 1024
 KIB = 1024
@@ -203,7 +203,8 @@ def test_the_map_of_a_compressed_extent_has_no_place_to_read_from(monkeypatch):
         {"start": 1024, "length": 512, "depth": 1, "present": False, "zero": True, "data": False},
         {"start": 1536, "length": 512, "depth": 1, "zero": True, "data": False, "offset": 9},
     ]
-    monkeypatch.setattr(qemuimg, "run", lambda *_: json.dumps(answer).encode())
+    said = json.dumps(answer).encode()
+    monkeypatch.setattr(process, "run", lambda *_, **__: (0, said))
 
     assert qemuimg.map_view([image("/images/base")]) == (
         Extent(0, 512, 0, offset=None),
