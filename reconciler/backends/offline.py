@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import ClassVar, Literal, assert_never
 
 from reconciler.model.errors import ReconcilerError
 from reconciler.model.extents import Extents, Range, ranges
@@ -55,23 +55,27 @@ class Offline:
     Attributes:
         formats: Formats that the spec names, by file.
         default: The spec's default format.
+        names: Files with two names; see `images.with_names`.
         verify: What is compared: nothing, what was moved, or (by the caller
             too) every kept view.
         bandwidth: Limit in bytes a second, where the tool has one.
         progress: Called with the part of the current step that is done.
+        live: QEMU does the work, and goes on with the names that it knows.
     """
 
     formats: Mapping[Identity, Format] = field(default_factory=dict)
     default: Format = "qcow2"
+    names: Mapping[Path, Path] = field(default_factory=dict)
     verify: Verify = "moved"
     bandwidth: int | None = None
     progress: Callable[[float], None] = _silent
+    live: ClassVar[bool] = False
 
     def observe(self, active: Path | None) -> Chain:
         """The chain whose active image is *active*; empty where that does not exist."""
         if active is None or not active.exists():
             return Chain()
-        return images.walk(active, self.formats, self.default)
+        return images.with_names(images.walk(active, self.formats, self.default), self.names)
 
     def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
         """
@@ -116,8 +120,8 @@ class Offline:
         it is done again, which is always right.
         """
         match step:
-            case Create(image):
-                return bool(chain.active and chain.active.path == image)
+            case Create():
+                return self._created(step, chain)
             case Commit(top, base, relink):
                 return (base not in chain) if not relink else (top not in chain)
             case Pull(into, base):
@@ -140,10 +144,29 @@ class Offline:
             case _:
                 assert_never(step)
 
+    def read_sources(self, step: Step, chain: Chain) -> tuple[Path, ...]:
+        """Images that *step* reads and that nobody may write to meanwhile."""
+        if not isinstance(step, Commit):
+            return ()
+        read = [*chain.between(step.base, step.top), chain.image(step.top)]
+        return tuple(image.path for image in read)
+
+    def settle(self) -> None:
+        """Make durable what an interrupted step has left in memory; here all of it is."""
+
+    def go_back(self, image: Path, recorded: str, recorded_format: str | None) -> None:
+        """Let *image* name the backing file again that it had before an interruption."""
+        argv = qemuimg.relink(image, recorded, "raw" if recorded_format == "raw" else "qcow2")
+        qemuimg.run(argv)
+        files.sync(image)
+
     def check(self, image: Image) -> None:
         """Raises ToolFailed where the metadata of *image* is wrong."""
         if image.format == "qcow2":
             qemuimg.check(image.path)
+
+    def _created(self, step: Create, chain: Chain) -> bool:
+        return bool(chain.active and chain.active.path == step.image)
 
     def _create(self, step: Create, chain: Chain) -> None:
         temporary = step.image.with_name(f".{step.image.name}{files.NEW}")
@@ -153,8 +176,8 @@ class Offline:
             argv = qemuimg.create(temporary, step.format, step.size)
         else:
             backing = self._outside(step.backing, chain)
-            relative = any(_is_relative(image) for image in chain)
-            name = _link_name(step.image, backing.path, relative=relative)
+            relative = any(is_relative(image) for image in chain)
+            name = link_name(step.image, backing.path, relative=relative)
             argv = qemuimg.create_on(temporary, name, backing.format, step.size)
             like = like or backing
         qemuimg.run(argv)
@@ -257,7 +280,7 @@ class Offline:
                     f"would guess it; record it with qemu-img rebase -u -F FORMAT -b "
                     f"'{one.recorded}' '{one.path}'"
                 )
-        name = _link_name(image.path, below[-1].path, relative=_is_relative(image)) if below else ""
+        name = link_name(image.path, below[-1].path, relative=is_relative(image)) if below else ""
         argv = qemuimg.rebase(image.path, name, below[-1].format if below else None)
         qemuimg.run(argv, self.progress)
         files.sync(image.path)
@@ -309,13 +332,18 @@ class Offline:
         return True
 
     def _rename(self, source: Path, target: Path, chain: Chain) -> None:
+        if target in chain and chain.image(target).second == source:
+            if above := chain.overlay_of(target):
+                self._relink(above, chain.image(target))
+            files.remove(source)
+            return
         if source not in chain:
             # an interrupted rename got as far as both names: one goes
             files.remove(source)
             return
         above, below = chain.overlay_of(source), chain.backing_of(source)
         moves = below is not None and source.parent != target.parent
-        relative = _is_relative(chain.image(source))
+        relative = is_relative(chain.image(source))
         if moves and relative:
             # a relative name would mean another file from the new folder
             self._record(source, below, relative=False)
@@ -351,12 +379,12 @@ class Offline:
 
     def _relink(self, image: Image, backing: Image | None) -> None:
         """Let *image* name *backing*, relative or absolute as it did before."""
-        self._record(image.path, backing, relative=_is_relative(image))
+        self._record(image.path, backing, relative=is_relative(image))
 
     @staticmethod
     def _record(image: Path, backing: Image | None, *, relative: bool) -> None:
         """Rewrite the backing name of *image*: one small write, made durable."""
-        name = _link_name(image, backing.path, relative=relative) if backing else ""
+        name = link_name(image, backing.path, relative=relative) if backing else ""
         qemuimg.run(qemuimg.relink(image, name, backing.format if backing else None))
         files.sync(image)
 
@@ -397,12 +425,12 @@ def _dips(group: Sequence[Image]) -> bool:
     return any(lower.virtual_size < upper.virtual_size for lower, upper in pairwise(group))
 
 
-def _is_relative(image: Image) -> bool:
+def is_relative(image: Image) -> bool:
     name = image.recorded
     return name is not None and not name.startswith(("/", "file:", "json:"))
 
 
-def _link_name(image: Path, backing: Path, *, relative: bool) -> str:
+def link_name(image: Path, backing: Path, *, relative: bool) -> str:
     """The backing name that *image* records for *backing*."""
     if not relative:
         return os.fspath(backing)

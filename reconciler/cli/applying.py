@@ -116,24 +116,25 @@ class Session:
         if disk.error:
             self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
             return
-        if not disk.steps:
-            applier.record(found)
+        if not disk.now:
+            if not disk.steps:
+                applier.record(found)
             self._result(Result(disk.domain, disk.target, "unchanged"))
             return
         done = 0
         try:
             for _ in range(ROUNDS):
                 applier.apply(disk, found)
-                done += len(disk.steps)
+                done += len(disk.now)
                 found = again(found, applier.spec, self.states)
                 disk = plan_disk(found)
                 if disk.error:
                     raise ReconcilerError(disk.error)
-                if not disk.steps:
+                if not disk.now:
                     break
                 self._show(Plan((), (disk,)))
             else:
-                raise ReconcilerError(f"{len(disk.steps)} steps are left; apply again")
+                raise ReconcilerError(f"{len(disk.now)} steps are left; apply again")
         except ReconcilerError as error:
             self._result(Result(disk.domain, disk.target, "failed", str(error), done))
             return

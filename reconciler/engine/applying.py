@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from reconciler.backends.offline import Offline, Verify
 from reconciler.engine import planning
@@ -37,6 +37,7 @@ from reconciler.model.steps import (
     Attach,
     Commit,
     Create,
+    Forget,
     Pull,
     Rebase,
     Remove,
@@ -110,7 +111,7 @@ class Applier:
         Another disk of the same apply may just have left an image that both shared.
         """
         current = planning.plan_disk(fresh)
-        if current.error or [one.step for one in current.steps] != [one.step for one in plan.steps]:
+        if current.error or [one.step for one in current.now] != [one.step for one in plan.now]:
             raise StaleChain(
                 f"{plan.label} changed since the plan was made (it is {fresh.chain} now"
                 f"{'; ' + current.error if current.error else ''}); plan again"
@@ -136,6 +137,32 @@ class Applier:
             for path, what in places:
                 held.enter_context(_wait_for(path, what))
             yield
+
+
+def _backend(found: Look, names: Mapping[Path, Path], applier: Applier) -> Offline:
+    """Who does the steps of *found*: qemu-img, or libvirt while the guest runs."""
+    common: dict[str, Any] = {
+        "formats": found.formats,
+        "default": found.desired.format,
+        "names": names,
+        "verify": applier.options.verify,
+        "bandwidth": applier.options.bandwidth,
+        "progress": applier.reporter.progress,
+    }
+    if found.host is None or found.domain is None:
+        return Offline(**common)
+    where: dict[str, Any] = {
+        "host": found.host,
+        "domain": found.domain.name,
+        "target": found.desired.target,
+    }
+    if found.domain.on:
+        from reconciler.backends.live import Live
+
+        return Live(**common, **where)
+    from reconciler.backends.shut_off import ShutOff
+
+    return ShutOff(**common, **where)
 
 
 @contextmanager
@@ -167,39 +194,40 @@ class _Run:
     state: DiskState = field(init=False)
     resumed: Unfinished | None = field(init=False)
     active: Path | None = field(init=False)
+    names: dict[Path, Path] = field(init=False)
     number: int = 0
     written: dict[Path, None] = field(default_factory=dict)
     merged_at: dict[Path, int] = field(default_factory=dict)
     overlays: dict[Identity, tuple[Path, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        options = self.applier.options
-        self.backend = Offline(
-            self.found.formats,
-            self.found.desired.format,
-            options.verify,
-            options.bandwidth,
-            self.applier.reporter.progress,
-        )
         self.state = self.found.state
+        self.names = dict(self.state.names)
+        self.backend = _backend(self.found, self.names, self.applier)
         unfinished = self.state.unfinished
-        self.resumed = None if unfinished and unfinished.untouched() else unfinished
+        begun = unfinished and not (unfinished.untouched() and self.found.job is None)
+        self.resumed = unfinished if begun else None
         active = self.found.chain.active
         self.active = active.path if active else None
 
     def run(self) -> None:
         views_before = self._digests()
-        early = [one for one in self.plan.steps if self._is_old_leftover(one)]
-        later = [one for one in self.plan.steps if one not in early]
+        early = [one for one in self.plan.now if self._is_old_leftover(one)]
+        later = [one for one in self.plan.now if one not in early]
         self._remove_all(early)
         for _, unit in groupby(
-            (one for one in later if not isinstance(one.step, Remove)),
+            (one for one in later if not isinstance(one.step, Remove | Forget)),
             key=lambda one: one.group if one.group is not None else id(one),
         ):
             self._unit(tuple(unit))
         self._look_again(views_before)
         self._remove_all(one for one in later if isinstance(one.step, Remove))
-        self._remember(replace(self.state, active=self.active, unfinished=None, applied=now()))
+        self._forget_all(one for one in later if isinstance(one.step, Forget))
+        self._remember(replace(self._now(), unfinished=None, applied=now()))
+
+    def _now(self) -> DiskState:
+        """The state as it is after the steps done so far."""
+        return replace(self.state, active=self.active, names=dict(self.names))
 
     def _is_old_leftover(self, planned: PlannedStep) -> bool:
         step = planned.step
@@ -212,7 +240,7 @@ class _Run:
     def _unit(self, unit: tuple[PlannedStep, ...]) -> None:
         resumed = self.resumed
         unfinished = resumed or self._unfinished(unit)
-        self._remember(begun(replace(self.state, active=self.active), unfinished))
+        self._remember(begun(self._now(), unfinished))
         for planned in unit:
             self._step(planned, again=resumed is not None)
         left = tuple(
@@ -222,9 +250,7 @@ class _Run:
         # what is in the chain again, under its old name, is no leftover
         chain = self.backend.observe(self.active)
         leftovers = tuple(one for one in (*self.state.leftovers, *left) if one.path not in chain)
-        self._remember(
-            replace(self.state, active=self.active, unfinished=None, leftovers=leftovers)
-        )
+        self._remember(replace(self._now(), unfinished=None, leftovers=leftovers))
 
     def _unfinished(self, unit: tuple[PlannedStep, ...]) -> Unfinished:
         before, after = unit[0].before, unit[-1].after
@@ -232,19 +258,21 @@ class _Run:
             image
             for image in before
             if image.path not in after
-            and any(one.step == Remove(image.path) for one in self.plan.steps)
+            and any(one.step == Remove(image.path) for one in self.plan.now)
         ]
+        second = [replace(image, path=image.second) for image in gone if image.second]
         return Unfinished(
             steps=tuple(one.step for one in unit),
             remove=tuple(
                 Leftover(image.path, image.identity, files.changed(image.path))
-                for image in gone
+                for image in (*gone, *second)
                 if image.identity
             ),
             links=tuple(
                 OldLink(i.path, i.recorded, i.recorded_format, files.changed(i.path))
                 for i in before
             ),
+            live=self.backend.live,
         )
 
     def _step(self, planned: PlannedStep, *, again: bool) -> None:
@@ -255,6 +283,8 @@ class _Run:
         log.info("%s: %s", self.plan.label, step)
         try:
             chain = self.backend.observe(self.active)
+            if again:
+                self.backend.settle()
             if again and self._was_done(step, chain):
                 self._follow(step)
             else:
@@ -272,7 +302,7 @@ class _Run:
         if not again and chain.paths != planned.before.paths:
             raise StaleChain(f"the chain is {chain} now, not {planned.before}")
         self._room(planned)
-        sources = self._sources(step, chain)
+        sources = {path: files.changed(path) for path in self.backend.read_sources(step, chain)}
         if isinstance(step, Rename) and step.target in self.merged_at:
             with files.guarded(step.target):
                 self._unchanged(step)
@@ -283,24 +313,22 @@ class _Run:
             if files.changed(path) != changed:
                 raise StaleChain(f"{path} was written to while it was being merged")
         self.merged_at.update(sources)
+        if isinstance(step, Commit):
+            self.merged_at[step.top] = files.changed(step.top)  # a guest may have written to it
         self._follow(step)
         after = self.backend.observe(self.active)
         if not again and after.paths != planned.after.paths:
             raise StaleChain(f"the chain is {after} after it, not {planned.after}")
-
-    @staticmethod
-    def _sources(step: Step, chain: Chain) -> dict[Path, int]:
-        """When the images that a commit reads last changed, taken before it reads them."""
-        if not isinstance(step, Commit):
-            return {}
-        read = [*chain.between(step.base, step.top), chain.image(step.top)]
-        return {image.path: files.changed(image.path) for image in read}
 
     def _was_done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* is done, and reads right."""
         if not self.backend.done(step, chain):
             return False
         unfinished = self.state.unfinished
+        if self.backend.live:
+            return True
+        if unfinished and unfinished.live and self._went_back(step, chain, unfinished):
+            return False
         image = step.into if isinstance(step, Pull) else None
         image = step.image if isinstance(step, Rebase) else image
         if image is None or unfinished is None or image not in chain:
@@ -322,8 +350,40 @@ class _Run:
             return True  # removed: it was compared before that
         return self.backend.confirm_relinked(chain, image, below)
 
+    def _went_back(self, step: Step, chain: Chain, unfinished: Unfinished) -> bool:
+        """
+        Undo a relink by a QEMU that has ended since; True where there was one.
+
+        The header may have been durable before the data was.  What was merged
+        away is untouched until QEMU has flushed, so one header leads back.
+        """
+        if not isinstance(step, Pull | Commit):
+            return False
+        for link in unfinished.links:
+            if link.image not in chain or link.backing is None:
+                continue
+            below = self.backend.observe_below(link.image, link.backing, link.format)
+            if below is None or below.active is None:
+                continue
+            if isinstance(step, Commit):
+                meant = images.identity(step.top) == below.active.identity
+            else:
+                meant = link.image == step.into
+            now = chain.backing_of(link.image)
+            if meant and (now is None or now.identity != below.active.identity):
+                self.backend.go_back(link.image, link.backing, link.format)
+                return True
+        return False
+
     def _follow(self, step: Step) -> None:
-        """Keep in mind which image is active after *step*."""
+        """Keep in mind which image is active after *step*, and under which names."""
+        match step:
+            case Rename(source, target, True) if self.backend.live:
+                known = next((qemu for qemu, spec in self.names.items() if spec == source), source)
+                self.names[known] = target
+                return
+            case Rename(source):
+                self.names.pop(source, None)
         match step:
             case Create(image) | Attach(image):
                 self.active = image
@@ -373,7 +433,8 @@ class _Run:
                 if image.path in self.written:
                     self.backend.check(image)
             images.confirm(chain)
-            if not self.resumed and chain.paths != self.plan.desired:
+            wanted = self.plan.now[-1].after.paths if self.plan.now else chain.paths
+            if not self.resumed and chain.paths != wanted:
                 raise StaleChain(f"the chain is {chain} after the last step")
             for path, digest in before.items():
                 self._reads_the_same(path, digest, chain)
@@ -436,6 +497,16 @@ class _Run:
         gone = {one.path for one in self.state.leftovers}
         users = self.overlays.get(left.identity, ())
         return [user.name for user in users if user not in gone]
+
+    def _forget_all(self, planned: Iterable[PlannedStep]) -> None:
+        """Drop libvirt's metadata of snapshots whose images are gone."""
+        for one in planned:
+            assert isinstance(one.step, Forget)
+            self.number += 1
+            self.applier.reporter.step(self.plan, self.number, one)
+            if self.found.host is not None:
+                self.found.host.forget(self.plan.domain, one.step.snapshot)
+            self.applier.reporter.finished(self.plan, self.number, one, 0.0)
 
     def _folders(self) -> set[Path]:
         paths = (*self.plan.observed.paths, *self.plan.desired)

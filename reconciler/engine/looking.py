@@ -6,14 +6,20 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from reconciler.engine.around import Around, Found
 from reconciler.engine.state import DiskState, Leftover, StateFolder
 from reconciler.model.desired import DesiredDisk, Entry, Spec
-from reconciler.model.errors import ReconcilerError, Refused
+from reconciler.model.domain import Domain, Job
+from reconciler.model.errors import ReconcilerError
 from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename
 from reconciler.planner.task import Task, View, Wanted
 from reconciler.tools import files, images, qemuimg
+
+if TYPE_CHECKING:
+    from reconciler.tools.hypervisor import Hypervisor
 
 MANY = 4
 """Disks from which on QEMU is asked about several at once."""
@@ -29,6 +35,8 @@ class Look:
         task: What the planner gets; None where *error* is set.
         claimed: Leftovers of this disk that somebody else stands on or lists.
         error: Why the disk cannot be planned.
+        host, domain: libvirt's part of it; None where the disk has no connection.
+        job: A block job that runs on the disk.
     """
 
     desired: DesiredDisk
@@ -38,6 +46,9 @@ class Look:
     formats: dict[Identity, Format]
     error: str | None = None
     claimed: dict[Path, str] = field(default_factory=dict)
+    host: Hypervisor | None = None
+    domain: Domain | None = None
+    job: Job | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,7 @@ class _Walked:
     wanted: tuple[Wanted, ...] = ()
     outside: tuple[tuple[Path, Chain], ...] = ()
     error: str | None = None
+    found: Found | None = None
 
 
 def look(
@@ -73,9 +85,10 @@ def look(
     """
     formats = _formats(spec)
     labels = {disk.label for disk in (spec.disks if only is None else only)}
-    walked = [_walk(disk, states, formats) for disk in spec.disks]
+    around = Around.of(spec)
+    walked = [_walk(disk, states, formats, around) for disk in spec.disks]
     chosen = [_compared(one, formats) for one in walked if one.desired.label in labels]
-    known = _known([one for one in walked if one.desired.label not in labels] + chosen)
+    known = _known([one for one in walked if one.desired.label not in labels] + chosen, around)
     chosen = _trusted(chosen, states)
     return [_with_task(one, known, formats) for one in _confirmed(chosen, confirmed)]
 
@@ -124,23 +137,30 @@ def _formats(spec: Spec) -> dict[Identity, Format]:
     return found
 
 
-def _walk(disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format]) -> _Walked:
+def _walk(
+    disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format], around: Around
+) -> _Walked:
     state = DiskState()
     chain = Chain()
     listed = tuple(images.real(entry.path) for entry in disk.chain)
+    found: Found | None = None
     try:
-        if disk.connection is not None:
-            raise Refused(
-                f"the domain has a connection ({disk.connection}), and this version works on "
-                "images without libvirt",
-                "leave `connection` out to work on the images while the domain is shut off",
-            )
         state = states.disk(disk.domain, disk.target)
-        active = _active(disk, listed, state)
-        chain = images.walk(active, formats, disk.format) if active else Chain()
+        if disk.connection is None:
+            active = _active(disk, listed, state)
+        else:
+            found = around.disk(disk)
+            known = found.path.exists() or state.applied is not None
+            active = images.real(found.path) if known else None
+            formats = {**found.formats, **formats}
+        if active:
+            chain = images.walk(active, formats, disk.format)
+            chain = images.with_names(chain, state.names)
+        if found is not None:
+            found.agrees(chain)
     except ReconcilerError as error:
-        return _Walked(disk, listed, state, chain, error=str(error))
-    return _Walked(disk, listed, state, chain)
+        return _Walked(disk, listed, state, chain, error=str(error), found=found)
+    return _Walked(disk, listed, state, chain, found=found)
 
 
 def _compared(one: _Walked, formats: dict[Identity, Format]) -> _Walked:
@@ -226,13 +246,14 @@ def _wanted(
     )
 
 
-def _folders(walked: Iterable[_Walked]) -> set[Path]:
+def _folders(walked: Iterable[_Walked], around: Around) -> set[Path]:
     """Folders of every image that any chain of the spec has or shall have."""
     found: set[Path] = set()
     for one in walked:
         found |= {image.path.parent for image in one.chain}
         found |= {path.parent for path in one.listed}
         found |= {image.path.parent for _, chain in one.outside for image in chain}
+    found |= {path.parent for path, _ in around.sources()}
     return {folder for folder in found if folder.is_dir()}
 
 
@@ -254,7 +275,7 @@ class _Known:
     templates: frozenset[Path]
 
 
-def _known(walked: Sequence[_Walked]) -> _Known:
+def _known(walked: Sequence[_Walked], around: Around) -> _Known:
     disks: dict[Path, dict[str, None]] = {}
     listed: set[Path] = set()
     templates: set[Path] = set()
@@ -267,8 +288,10 @@ def _known(walked: Sequence[_Walked]) -> _Known:
         )
         for path in (*one.listed, *one.chain.paths):
             disks.setdefault(path, {})[one.desired.label] = None
+    for path, label in around.sources():
+        disks.setdefault(path, {})[label] = None
     return _Known(
-        images.scan(_folders(walked)),
+        images.scan(_folders(walked, around)),
         {path: tuple(labels) for path, labels in disks.items()},
         frozenset(listed),
         frozenset(templates),
@@ -277,17 +300,17 @@ def _known(walked: Sequence[_Walked]) -> _Known:
 
 def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> Look:
     disk, chain = one.desired, one.chain
+    found = one.found
     if one.error is not None:
-        return Look(disk, one.state, chain, None, formats, one.error)
+        return _broken(one, formats, one.error)
     users, strangers = _users(one, known)
     folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
     filesystems = {folder: os.stat(folder).st_dev for folder in folders if folder.is_dir()}
     missing = sorted(str(folder) for folder in folders - set(filesystems))
     if missing:
-        error = f"the folder {', '.join(missing)} does not exist; create it first"
-        return Look(disk, one.state, chain, None, formats, error)
+        missed = f"the folder {', '.join(missing)} does not exist; create it first"
+        return _broken(one, formats, missed)
     discard = {images.real(path) for path in disk.discard}
-    active = chain.active
     task = Task(
         domain=disk.domain,
         target=disk.target,
@@ -303,13 +326,55 @@ def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> 
         strangers=strangers,
         filesystems=filesystems,
         free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
-        busy=active is not None and files.written_by_other(active.path),
+        busy=_busy(one),
+        state=found.domain.state if found else "offline",
+        attached=found.attached(chain) if found else None,
+        on_running=disk.on_running,
+        pinned="it has a managed save image, which needs it" if _saved(one) else None,
+        snapshots=found.snapshots if found else {},
     )
-    return Look(disk, one.state, chain, task, formats, claimed=_claimed(one, known))
+    return Look(
+        disk,
+        one.state,
+        chain,
+        task,
+        {**found.formats, **formats} if found else formats,
+        claimed=_claimed(one, known),
+        host=found.host if found else None,
+        domain=found.domain if found else None,
+        job=found.job if found else None,
+    )
+
+
+def _broken(one: _Walked, formats: dict[Identity, Format], error: str) -> Look:
+    found = one.found
+    return Look(
+        one.desired,
+        one.state,
+        one.chain,
+        None,
+        formats,
+        error,
+        host=found.host if found else None,
+        domain=found.domain if found else None,
+        job=found.job if found else None,
+    )
+
+
+def _busy(one: _Walked) -> bool:
+    """True where somebody has the active image open who must not."""
+    active = one.chain.active
+    if active is None or (one.found and one.found.domain.on):
+        return False
+    return files.written_by_other(active.second or active.path)
+
+
+def _saved(one: _Walked) -> bool:
+    return one.found is not None and one.found.domain.managed_save
 
 
 def _claimed(one: _Walked, known: _Known) -> dict[Path, str]:
-    ours = set(one.chain.paths) | {left.path for left in _leftovers(one.state)}
+    ours = _own(one)
     claimed: dict[Path, str] = {}
     for left in one.state.leftovers:
         users = [p.name for p in known.overlays.get(left.identity, ()) if p not in ours]
@@ -336,7 +401,7 @@ def _unconfirmed(chain: Chain | None) -> str | None:
 
 def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
     """Who else stands on each image, and unlisted overlays on the active one."""
-    ours = set(one.chain.paths) | {left.path for left in _leftovers(one.state)}
+    ours = _own(one)
     users: dict[Path, tuple[str, ...]] = {}
     strangers: list[Path] = []
     for image in one.chain:
@@ -345,10 +410,17 @@ def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tu
         if image == one.chain.active:
             strangers += [overlay for overlay in others if overlay not in known.listed]
         names = [overlay.name for overlay in others]
-        names += [label for label in known.disks[image.path] if label != one.desired.label]
+        labels = (*known.disks[image.path], *known.disks.get(image.second or image.path, ()))
+        names += [label for label in labels if label != one.desired.label]
         if names:
             users[image.path] = tuple(dict.fromkeys(names))
     return users, tuple(strangers)
+
+
+def _own(one: _Walked) -> set[Path]:
+    """Every name of this chain's images, and of what is left of it."""
+    second = {image.second for image in one.chain if image.second}
+    return {*one.chain.paths, *second, *(left.path for left in _leftovers(one.state))}
 
 
 def _leftovers(state: DiskState) -> tuple[Leftover, ...]:

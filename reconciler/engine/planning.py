@@ -12,7 +12,7 @@ from reconciler.engine.state import Leftover, Unfinished
 from reconciler.model.errors import ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import Commit, Remove
+from reconciler.model.steps import Attach, Commit, Pull, Rebase, Remove, Rename
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task
@@ -37,12 +37,22 @@ def plan_disk(found: Look) -> DiskPlan:
         target=desired.target,
         observed=found.chain,
         desired=tuple(images.real(entry.path) for entry in desired.chain),
+        state=found.domain.state if found.domain else "offline",
+        connection=desired.connection,
     )
     if found.error is not None or found.task is None:
         return replace(empty, error=found.error)
     try:
         left = tuple(_removals(found))
-        if found.state.unfinished and not found.state.unfinished.untouched():
+        begun = found.state.unfinished is not None and (
+            found.job is not None or not found.state.unfinished.untouched()
+        )
+        if found.job is not None and not (begun and found.task.on):
+            raise Refused(
+                f"a {found.job.kind} job runs on {desired.label}, started by somebody else",
+                "wait until it has ended (virsh blockjob), then plan again",
+            )
+        if found.state.unfinished and begun:
             _still_ours(found, found.state.unfinished)
             plan = _finish(empty, found, found.state.unfinished)
         else:
@@ -63,7 +73,8 @@ def _make(empty: DiskPlan, task: Task) -> DiskPlan:
     # prices and proof take a while to load, and the daily case has nothing to do
     from reconciler.planner.making import make_plan, needed
 
-    return make_plan(task, views_for(task, needed(task)))
+    plan = make_plan(task, views_for(task, needed(task)))
+    return replace(plan, state=empty.state, connection=empty.connection)
 
 
 def _still_ours(found: Look, unfinished: Unfinished) -> None:
@@ -87,6 +98,9 @@ def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
         for step in unfinished.steps
         if not isinstance(step, Remove)
     ]
+    if why := _waits(found, unfinished):
+        steps = [replace(one, deferred=why) for one in steps]
+        return replace(empty, steps=tuple(steps))
     removals = [
         PlannedStep(Remove(one.path), chain, chain, "its data is merged")
         for one in unfinished.remove
@@ -97,6 +111,20 @@ def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
     if gone:
         notes.append(f"{gone}: overwritten by the merge that had begun; no restore point any more")
     return replace(empty, steps=(*steps, *removals), notes=tuple(notes))
+
+
+def _waits(found: Look, unfinished: Unfinished) -> str | None:
+    """Why steps that were interrupted cannot be finished now; None: they can."""
+    if found.task is None or not found.task.on:
+        return None
+    active = found.chain.active
+    for step in unfinished.steps:
+        match step:
+            case Commit(_, _, False) | Rename(_, _, False) | Rebase() | Attach():
+                return f"{step} had begun while the guest was off"
+            case Pull(into) if active is None or into != active.path:
+                return f"{step} had begun while the guest was off"
+    return None
 
 
 def overwritten(found: Look) -> frozenset[Path]:

@@ -66,12 +66,16 @@ class Unfinished:
 
     From the first write of a commit on, the views of its base and of all
     images up to its top are gone: only finishing leads anywhere.
+
+    Attributes:
+        live: QEMU did it, which may have died with data in its memory.
     """
 
     steps: tuple[Step, ...]
     remove: tuple[Leftover, ...] = ()
     links: tuple[OldLink, ...] = ()
     begun: str = ""
+    live: bool = False
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -102,12 +106,15 @@ class DiskState:
     Attributes:
         active: The image that the guest writes; None: never applied.
         applied: When the disk was last found or made as the spec says, ISO 8601.
+        names: Files with two names while the guest runs: by the name that
+            QEMU and the headers have, the name that the spec has.
     """
 
     active: Path | None = None
     applied: str | None = None
     unfinished: Unfinished | None = None
     leftovers: tuple[Leftover, ...] = ()
+    names: Mapping[Path, Path] = field(default_factory=dict)
 
 
 def default_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -276,6 +283,7 @@ def _disk(data: dict[str, Any]) -> DiskState:
         applied=data.get("applied"),
         unfinished=_unfinished(unfinished) if unfinished else None,
         leftovers=tuple(_leftover(one) for one in data.get("leftovers", ())),
+        names={Path(one["qemu"]): Path(one["spec"]) for one in data.get("names", ())},
     )
 
 
@@ -290,6 +298,7 @@ def _unfinished(data: dict[str, Any]) -> Unfinished:
             for one in data.get("links", ())
         ),
         begun=str(data.get("begun", "")),
+        live=data.get("live") is True,
     )
 
 
@@ -315,6 +324,7 @@ def _disk_data(state: DiskState) -> dict[str, Any]:
     if state.unfinished:
         data["unfinished"] = {
             "begun": state.unfinished.begun,
+            "live": state.unfinished.live,
             "steps": [_without_none(as_data(step)) for step in state.unfinished.steps],
             "remove": [_leftover_data(one) for one in state.unfinished.remove],
             "links": [
@@ -331,6 +341,8 @@ def _disk_data(state: DiskState) -> dict[str, Any]:
         }
     if state.leftovers:
         data["leftovers"] = [_leftover_data(one) for one in state.leftovers]
+    if state.names:
+        data["names"] = [{"qemu": str(a), "spec": str(b)} for a, b in state.names.items()]
     return _without_none(data)
 
 

@@ -11,6 +11,7 @@ Every error that the package raises on purpose, by who acts next.
   - StepFailed      whoever looks after the host, then apply again
   - ToolFailed      what qemu-img said; a StepFailed carries it
   - StateError      whoever looks after the state directory
+  - HypervisorError what libvirt said: no connection, a refused or stuck job
   - Busy            wait for the other virt-chain or guest, then apply again
 """
 
@@ -92,6 +93,10 @@ class ToolFailed(ReconcilerError):
         self.output = output.strip()
         ended = f"signal {-code}" if code < 0 else f"exit code {code}"
         super().__init__(f"{' '.join(self.argv[:2])}: {self.output or ended}")
+
+
+class HypervisorError(ReconcilerError):
+    """libvirt is missing, refuses, or a block job does not go on."""
 
 
 class StepFailed(ReconcilerError):

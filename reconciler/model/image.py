@@ -32,6 +32,8 @@ class Image:
         actual_size: Bytes allocated on the filesystem.
         identity: Device and inode; None for an image that does not exist yet.
         links: Number of names the file has on its filesystem.
+        second: Another name of the same file, by which a running QEMU knows it
+            and headers name it until the domain is off; None: there is none.
         owner: User and group that the file belongs to.
         mode: Permission bits.
         recorded: Backing name exactly as the header has it; None: no backing.
@@ -50,6 +52,7 @@ class Image:
     actual_size: int = 0
     identity: Identity | None = None
     links: int = 1
+    second: Path | None = None
     owner: tuple[int, int] | None = None
     mode: int = 0o600
     recorded: str | None = None

@@ -62,6 +62,8 @@ class DiskPlan:
         fingerprint: Changes when anything changes that the plan relies on.
         notes: Sentences for the reader: what stays on disk, and why.
         error: Why there is no plan; None: *steps* lead to the desired chain.
+        state: Of the domain; ``offline`` without libvirt.
+        connection: libvirt URI; None: plain images.
     """
 
     domain: str
@@ -84,6 +86,11 @@ class DiskPlan:
     def bytes_to_copy(self) -> int:
         return sum(planned.bytes for planned in self.steps)
 
+    @property
+    def now(self) -> tuple[PlannedStep, ...]:
+        """The steps that are done now; the others wait for the domain to be off."""
+        return tuple(planned for planned in self.steps if planned.deferred is None)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -94,7 +101,8 @@ class Plan:
 
     @property
     def changes(self) -> bool:
-        return any(disk.steps for disk in self.disks)
+        """True where there is anything to do now."""
+        return any(disk.now for disk in self.disks)
 
     @property
     def errors(self) -> tuple[DiskPlan, ...]:

@@ -195,8 +195,12 @@ def advance(chain: Chain, step: Step, outside: Chain | None = None) -> Chain:
         case Rebase(image, backing):
             upper = chain.images[chain.index(image) :]
             return Chain((*_standing_on(chain, backing, outside).images, *upper))
-        case Rename(source, target):
-            moved = replace(chain.image(source), path=target)
+        case Rename(source, target) if target in chain and chain.image(target).second == source:
+            return _with(chain, target, replace(chain.image(target), second=None))
+        case Rename(source, target, link):
+            old = chain.image(source)
+            second = (old.second or source) if link else None
+            moved = replace(old, path=target, second=second)
             if target in chain:
                 between = chain.between(source, target)
                 return _with(chain.without([*between, chain.image(source)]), target, moved)

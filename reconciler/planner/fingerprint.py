@@ -27,6 +27,8 @@ def fingerprint(task: Task) -> str:
         "rules": [task.remove_base, task.bitmaps, task.default_format],
         "users": {str(path): list(users) for path, users in sorted(task.users.items())},
         "templates": sorted(str(p) for p in task.templates if p in task.chain),
+        "state": [task.on, str(task.attached), task.pinned, task.on_running],
+        "snapshots": {name: sorted(map(str, paths)) for name, paths in task.snapshots.items()},
         "strangers": sorted(str(path) for path in task.strangers),
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
@@ -45,5 +47,6 @@ def _facts(image: Image) -> list[object]:
         image.snapshots,
         image.bitmaps,
         image.links,
+        str(image.second),
         [image.encrypted, image.data_file, image.corrupt, image.unknown_features],
     ]

@@ -14,6 +14,7 @@ from reconciler.model.steps import (
     Attach,
     Commit,
     Create,
+    Forget,
     Pull,
     Rebase,
     Remove,
@@ -59,6 +60,7 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         ProofFailed: The steps break the promise: a bug.
     """
     layout = lay_out(task)
+    _may_roll_back(task, layout)
     choices = choose(task, layout, views)
     planned = _chained(task, layout, _ordered(task, layout, choices))
     desired = tuple(wanted.path for wanted in task.wanted)
@@ -81,6 +83,9 @@ def _ordered(
 ) -> list[tuple[Priced, int | None]]:
     """All steps but the removals, each with the number of its merge."""
     steps: list[tuple[Priced, int | None]] = []
+    second = [_one_name(task, image, image.second) for image in task.chain if image.second]
+    if not task.on:
+        steps += [(one, None) for one in second]
     merges = [(choice.steps, number) for number, choice in enumerate(choices) if choice.steps]
     first = merges[0][0][0].step if merges else None
     top = layout.chain.active
@@ -93,7 +98,53 @@ def _ordered(
         steps += [(priced, number) for priced in choice.steps]
         if grown := _growth(task, layout, slot, choice):
             steps.append((grown, None))
+    if task.on:
+        used = {one.step.source for one, _ in steps if isinstance(one.step, Rename)}
+        stay = {wanted.path for wanted in task.wanted} - used
+        steps += [(one, None) for one in second if touched(one.step)[0] in stay]
+    elif task.attached is not None:
+        steps = _attached(task, steps)
     return [(one, None) for one in _records(task, layout, steps)] + steps
+
+
+def _one_name(task: Task, image: Image, second: Path) -> Priced:
+    """The step that takes away the name by which QEMU knew *image*."""
+    known = f"QEMU knew {image.name} as {second.name}"
+    why = f"QEMU knows {image.name} as {second.name} until the guest is off" if task.on else None
+    return Priced(Rename(second, image.path), 0, known, why)
+
+
+def _attached(
+    task: Task, steps: list[tuple[Priced, int | None]]
+) -> list[tuple[Priced, int | None]]:
+    """*steps*, and the one that gives the domain its new active image, in one group with it."""
+    active = task.wanted[-1]
+    if active.path == task.attached:
+        return steps
+    assert task.attached is not None
+    if task.pinned:
+        raise Refused(
+            f"{active.name} would become the active image: {task.pinned}",
+            "start the guest and let it shut down, or drop the saved state with "
+            "virsh managedsave-remove",
+        )
+    before = short_name(task.attached)
+    attach = Priced(Attach(active.path), 0, f"the domain has {before} as its disk")
+    group = steps[-1][1] if steps else None
+    if group is None and steps:
+        group = max((number for _, number in steps if number is not None), default=-1) + 1
+        steps = [*steps[:-1], (steps[-1][0], group)]
+    return [*steps, (attach, group)]
+
+
+def _may_roll_back(task: Task, layout: Layout) -> None:
+    """Refused where the guest would lose its disk under its feet."""
+    if task.on and layout.discarded:
+        raise Refused(
+            f"{', '.join(image.name for image in layout.discarded)} is discarded, and the guest "
+            f"is {task.state}",
+            'shut it off, or write on_running = "restart"',
+        )
 
 
 def _growth(task: Task, layout: Layout, slot: Slot, choice: Choice) -> Priced | None:
@@ -145,7 +196,7 @@ def _records(
     task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
 ) -> list[Priced]:
     """Steps that write down formats which qemu-img would have to guess."""
-    if not any(_reads_headers(one.step, layout.chain) for one, _ in steps):
+    if task.on or not any(_reads_headers(one.step, layout.chain) for one, _ in steps):
         return []
     records = []
     for index, image in enumerate(layout.chain):
@@ -183,11 +234,20 @@ def _chained(
 ) -> tuple[PlannedStep, ...]:
     """*steps* with the chain before and after each, then the removals."""
     chain, planned = task.chain, []
-    for priced, group in steps:
+    for priced, group in sorted(steps, key=lambda one: one[0].deferred is not None):
         before, chain = chain, advance(chain, priced.step, layout.outside)
         planned.append(
-            PlannedStep(priced.step, before, chain, priced.reason, priced.bytes, group=group)
+            PlannedStep(
+                priced.step,
+                before,
+                chain,
+                priced.reason,
+                priced.bytes,
+                deferred=priced.deferred,
+                group=group,
+            )
         )
+    now = next((one.before for one in planned if one.deferred), chain)
     replaced = {path for one in planned for path in touched(one.step)}
     for index, image in reversed(list(enumerate(task.chain))):
         if image.path in chain or image.path in {w.path for w in task.wanted}:
@@ -200,10 +260,33 @@ def _chained(
         merged = "its data is thrown away" if image in layout.discarded else "its data is merged"
         if image in layout.discarded and image.path in replaced:
             merged = "its data is thrown away"
+        late = "after the steps that wait" if image.path in now else None
         planned.append(
-            PlannedStep(Remove(image.path), chain, chain, merged, frees=image.actual_size)
+            PlannedStep(
+                Remove(image.path), chain, chain, merged, frees=image.actual_size, deferred=late
+            )
         )
-    return tuple(planned)
+        if image.second is not None:
+            planned.append(
+                PlannedStep(Remove(image.second), chain, chain, "its other name", deferred=late)
+            )
+    return (*planned, *_forgotten(task, chain, planned))
+
+
+def _forgotten(task: Task, chain: Chain, planned: list[PlannedStep]) -> list[PlannedStep]:
+    """Steps that drop libvirt's metadata of snapshots whose images go."""
+    late = {one.step.image: one.deferred for one in planned if isinstance(one.step, Remove)}
+    return [
+        PlannedStep(
+            Forget(name),
+            chain,
+            chain,
+            f"{short_name(min(paths & late.keys()))} is gone",
+            deferred=max(late[path] or "" for path in paths & late.keys()) or None,
+        )
+        for name, paths in sorted(task.snapshots.items())
+        if paths & late.keys()
+    ]
 
 
 def _removable(task: Task, layout: Layout, index: int) -> bool:

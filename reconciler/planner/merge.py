@@ -8,7 +8,8 @@ up afterwards: so no cluster moves twice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from reconciler.model.errors import Refused
@@ -23,11 +24,17 @@ from reconciler.planner.task import Task, View
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """A step with the bytes that it copies and the reason for it."""
+    """
+    A step with the bytes that it copies and the reason for it.
+
+    Attributes:
+        deferred: Why it waits for the domain to be off; None: it is done now.
+    """
 
     step: Step
     bytes: int
     reason: str
+    deferred: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +171,39 @@ def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice
             f"{human_size(wanted.size or 0)}",
             "leave `size` out, or put it on the active image",
         )
+    if not task.on:
+        return _cheapest(task, run, views)
+    try:
+        return _cheapest(task, run, views, live=True)
+    except Refused as error:
+        return _waiting(_cheapest(task, run, views), error.reason)
+
+
+def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = False) -> Choice:
+    """
+    The cheapest way for *run*.
+
+    Args:
+        live: With libvirt's block jobs, while the guest runs.
+
+    Raises:
+        Refused: There is none.
+    """
     choices: list[Choice] = []
     obstacles: dict[str, list[str]] = {}
     for index in range(run.first, run.last + 1):
-        if obstacle := _obstacle(task, run, index, views):
+        obstacle = _obstacle(task, run, index, views)
+        if live:
+            obstacle = obstacle or _not_live(task, run, index)
+        if obstacle:
             obstacles.setdefault(obstacle, []).append(run.chain[index].name)
         else:
-            choices.append(_into(run, index, views))
+            choices.append(_into(run, index, views, live=live))
     if run.slot.kept is None:
-        if obstacle := _blocked(task, run, None) or _new_format(task, run):
+        obstacle = _blocked(task, run, None) or _new_format(task, run)
+        if live:
+            obstacle = obstacle or _no_jobs(task, run) or _no_pull(run)
+        if obstacle:
             obstacles.setdefault(obstacle, []).append(run.slot.wanted.name)
         else:
             choices.append(_into_new(run, views))
@@ -180,6 +211,42 @@ def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice
         raise _no_way(run, obstacles)
     cheapest = min(choices, key=lambda choice: choice.order)
     return _explained(cheapest, choices)
+
+
+def _waiting(choice: Choice, why: str) -> Choice:
+    """*choice*, put off until the domain is off."""
+    steps = tuple(replace(one, deferred=why) for one in choice.steps)
+    return Choice(choice.cost, choice.rank + 100, steps)
+
+
+def _no_jobs(task: Task, run: Run) -> str | None:
+    """Why libvirt has no block job for *run*, whoever survives."""
+    if task.state == "paused":
+        return "a paused guest cannot be made to flush; resume it, or shut it off"
+    if run.foreign.images:
+        return "a running guest cannot go to a foreign base"
+    if any(lower.virtual_size < upper.virtual_size for lower, upper in pairwise(run.images)):
+        return "an image is shorter than the one above it, which block jobs read wrong"
+    return None
+
+
+def _no_pull(run: Run) -> str | None:
+    """Why libvirt cannot pull down to where *run* is to end."""
+    below = run.chain[run.first - 1].path if run.first else None
+    return None if below == run.lower else "the merge below it has to be finished first"
+
+
+def _not_live(task: Task, run: Run, index: int) -> str | None:
+    """Why the image at *index* cannot take the merged data while the guest runs; None: it can."""
+    active = len(task.chain) - 1
+    image = run.chain[index]
+    if obstacle := _no_jobs(task, run):
+        return obstacle
+    if image.path != run.target and run.last == active:
+        return "the active image keeps its name while the guest runs"
+    if index > run.first:
+        return _no_pull(run) if index == active else "libvirt pulls only into the active image"
+    return None
 
 
 def _no_way(run: Run, obstacles: Mapping[str, list[str]]) -> Refused:
@@ -387,7 +454,7 @@ def _create(task: Task, run: Run) -> Choice:
     return Choice(0, 0, (Priced(step, 0, reason),))
 
 
-def _into(run: Run, index: int, views: Mapping[Path, View]) -> Choice:
+def _into(run: Run, index: int, views: Mapping[Path, View], *, live: bool = False) -> Choice:
     """The file of the image at *index* survives."""
     image, top, extents = run.chain[index], run.top, views[run.top.path].extents
     depth = run.last - index
@@ -395,7 +462,7 @@ def _into(run: Run, index: int, views: Mapping[Path, View]) -> Choice:
     steps: list[Priced] = []
     if depth:
         down = moved(extents, range(depth), image.cluster_size, size)
-        relink = run.target != top.path
+        relink = live or run.target != top.path
         steps.append(Priced(Commit(top.path, image.path, relink), down, _why(run)))
     if run.foreign.images and run.lower is not None:
         up = _foreign_price(run, depth, views)
@@ -406,7 +473,9 @@ def _into(run: Run, index: int, views: Mapping[Path, View]) -> Choice:
         steps.append(Priced(Pull(image.path, run.lower), up, _why(run)))
     if image.path != run.target:
         reason = "its file holds the merged data"
-        steps.append(Priced(Rename(image.path, run.target), 0, reason))
+        if live:
+            reason += f"; QEMU calls it {short_name(image.second or image.path)} while it runs"
+        steps.append(Priced(Rename(image.path, run.target, link=live), 0, reason))
     cost = sum(step.bytes for step in steps)
     renames = image.path != run.target
     return Choice(cost, 2 * renames + bool(depth), tuple(steps))
@@ -458,7 +527,7 @@ def _explained(cheapest: Choice, choices: list[Choice]) -> Choice:
     reason = f"cheapest: {way} would copy {human_size(other.cost)}"
     named = max(range(len(cheapest.steps)), key=lambda i: cheapest.steps[i].bytes)
     steps = tuple(
-        Priced(one.step, one.bytes, reason) if position == named else one
+        replace(one, reason=reason) if position == named else one
         for position, one in enumerate(cheapest.steps)
     )
     return Choice(cheapest.cost, cheapest.rank, steps)

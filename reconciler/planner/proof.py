@@ -199,6 +199,8 @@ class World:
                 same = held.backing is not None and _same(self, held.backing, backing)
                 word = held.word if same else self.above(None, image)
                 images[image] = replace(held, word=word, backing=backing)
+            case Rename(source, target) if source not in self.images:
+                self._held(target)  # of the two names of a file, one goes
             case Rename(source, target):
                 images[target] = images.pop(source)
                 for path, held in list(images.items()):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from reconciler.model.extents import Extents
 from reconciler.model.image import Chain, Format, Image
+from reconciler.model.plan import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ class Task:
         filesystems: Device number of each folder concerned.
         free: Bytes free, by device number.
         busy: The active image is open for writing by another program.
+        state: Of the domain; ``offline`` without libvirt.
+        attached: The image that the domain's definition has; None without libvirt.
+        on_running: What a rollback may do to a guest that runs.
+        pinned: Why the guest must go on in the active image that it has; None: it need not.
+        snapshots: Images of libvirt's external snapshots, by the snapshot's name.
         frozen: How many images, from the base, may only be read.  An image
             below a shared one is a part of the shared one's view.
     """
@@ -80,11 +86,21 @@ class Task:
     filesystems: Mapping[Path, int] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)
     busy: bool = False
+    state: State = "offline"
+    attached: Path | None = None
+    on_running: Literal["refuse", "restart"] = "refuse"
+    pinned: str | None = None
+    snapshots: Mapping[str, frozenset[Path]] = field(default_factory=dict)
     frozen: int = field(init=False, default=0)
 
     @property
     def label(self) -> str:
         return f"{self.domain}:{self.target}"
+
+    @property
+    def on(self) -> bool:
+        """True while a QEMU process has the images open: libvirt's block jobs do the work."""
+        return self.state in ("running", "paused")
 
     def frozen_because(self, image: Image) -> str | None:
         """Why *image* may only be read; None: it belongs to this chain alone."""
@@ -92,7 +108,7 @@ class Task:
             return "it is a template"
         if users := self.users.get(image.path):
             return f"{_some(users)} stand{'s' if len(users) == 1 else ''} on it"
-        if image.links > 1:
+        if image.links > (2 if image.second else 1):
             return "it has a second name (hard link)"
         return None
 

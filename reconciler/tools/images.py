@@ -135,6 +135,26 @@ def walk(active: Path, formats: Mapping[Identity, Format], default: Format) -> C
     return Chain(tuple(reversed(images)))
 
 
+def with_names(chain: Chain, names: Mapping[Path, Path]) -> Chain:
+    """
+    *chain*, where files with two names have the one that the spec uses.
+
+    Args:
+        names: By the name that headers and QEMU have, the name that the spec has.
+    """
+    if not names:
+        return chain
+    known = {one.path: names[one.path] for one in chain if one.path in names}
+    return Chain(
+        tuple(
+            replace(one, path=known[one.path], second=one.path)
+            if one.path in known and identity(known[one.path]) == one.identity
+            else one
+            for one in chain
+        )
+    )
+
+
 def _named_by(images: list[Image], error: ObserveError) -> ObserveError:
     if not images:
         return error
@@ -189,7 +209,7 @@ def confirm(chain: Chain) -> None:
         return  # without a recorded format QEMU would guess
     told = qemuimg.chain_info(chain.active.path, chain.active.format)
     seen = [(_told_path(one), one["virtual-size"]) for one in told]
-    here = [(image.path, image.virtual_size) for image in chain]
+    here = [(image.second or image.path, image.virtual_size) for image in chain]
     same = len(seen) == len(here) and all(
         size == own_size and path in (None, own_path)
         for (path, size), (own_path, own_size) in zip(seen, here, strict=True)

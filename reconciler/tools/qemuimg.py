@@ -178,14 +178,19 @@ def convert_window(images: Sequence[Image], start: int, length: int, target: int
     process.run(argv, pass_fds=[target])
 
 
-def check(image: Path) -> None:
+def check(image: Path, *, shared: bool = False) -> None:
     """
     Raises ToolFailed where the metadata of the qcow2 *image* is wrong; leaks are fine.
+
+    Args:
+        shared: A running QEMU has the image open, too.
 
     Exit codes: 0 clean, 2 corrupt, 3 leaked clusters only.
     Source: qemu-img(1), section check.
     """
-    process.run(["qemu-img", "check", "-q", "-f", "qcow2", os.fspath(image)], accept=(0, 3))
+    share = ["-U"] if shared else []
+    argv = ["qemu-img", "check", "-q", *share, "-f", "qcow2", os.fspath(image)]
+    process.run(argv, accept=(0, 3))
 
 
 def repair(image: Path) -> None:

@@ -30,6 +30,7 @@ HOMES = {
     "tomlkit": {"engine"},
     "subprocess": {"tools"},
     "ctypes": {"tools"},
+    "libvirt": {"tools"},
     "fcntl": {"tools"},
 }
 

@@ -1,0 +1,203 @@
+"""
+Disks whose guest runs: QEMU moves the data, as libvirt's block jobs.
+
+A job rewrites headers before its data is durable (FIELD_NOTES §1.1), so after
+each one QEMU is made to flush, and what was merged away stays untouched until
+then.  Names are those that the live XML spells.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, assert_never
+
+from reconciler.backends.offline import Offline, WrongContent, is_relative
+from reconciler.model.domain import Source
+from reconciler.model.errors import StaleChain
+from reconciler.model.extents import ranges
+from reconciler.model.image import Chain, Image
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Forget,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Resize,
+    Step,
+)
+from reconciler.tools import files, images, qemuimg
+from reconciler.tools.hypervisor import Hypervisor
+
+
+@dataclass(slots=True)
+class Live(Offline):
+    """
+    One disk of a domain that runs.
+
+    Attributes:
+        host, domain, target: Where the disk is in use.
+    """
+
+    host: Hypervisor | None = None
+    domain: str = ""
+    target: str = ""
+    live: ClassVar[bool] = True
+
+    def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
+        """Carry out *step*, as `Offline.run` does, while the guest runs."""
+        match step:
+            case Create():
+                self._snapshot(step, chain)
+            case Commit():
+                self._commit_down(step, chain)
+            case Pull(into, base):
+                self._pull_up(into, base, chain)
+            case Rename(source, target, True):
+                self._second_name(source, target, chain)
+            case Resize(_, size):
+                self._host.resize(self.domain, self.target, size)
+            case Remove():
+                Offline.run(self, step, chain, again=again)
+            case Rebase() | Rename() | Attach():
+                raise StaleChain(f"{step} waits until {self.domain} is off")
+            case Forget():
+                pass
+            case _:
+                assert_never(step)
+
+    def done(self, step: Step, chain: Chain) -> bool:
+        """True where the interrupted *step* has left its mark."""
+        match step:
+            case Rename(source, target, True):
+                return files.same_file(source, target) or source not in chain
+            case Commit(top):
+                return top not in chain
+            case _:
+                return Offline.done(self, step, chain)
+
+    def read_sources(self, step: Step, chain: Chain) -> tuple[Path, ...]:
+        """The guest writes to the active image until QEMU leaves it."""
+        active = chain.active
+        return tuple(
+            path
+            for path in Offline.read_sources(self, step, chain)
+            if active is None or path != active.path
+        )
+
+    def check(self, image: Image) -> None:
+        """
+        Raises ToolFailed where the metadata of *image* is wrong.
+
+        The active image is QEMU's own: half of its tables are in memory.
+        """
+        if image.format == "qcow2" and not self._is_active(image):
+            qemuimg.check(image.path, shared=True)
+
+    def settle(self) -> None:
+        """Make durable what an interrupted job has left in QEMU's memory."""
+        self._host.flush(self.domain)
+
+    @property
+    def _host(self) -> Hypervisor:
+        assert self.host is not None
+        return self.host
+
+    def _source(self) -> Source:
+        """The disk in the live XML."""
+        domain = self._host.domain(self.domain)
+        if domain is None or not domain.on:
+            raise StaleChain(f"{self.domain} is not running any more; plan again")
+        return domain.live[self.target]
+
+    def _is_active(self, image: Image) -> bool:
+        path = self._source().path
+        return path is not None and images.identity(path) == image.identity
+
+    def _spelled(self, image: Image) -> str:
+        """The name of *image* in the live XML."""
+        source = self._source()
+        for path in (source.path, *source.backing):
+            if path is not None and images.identity(path) == image.identity:
+                return os.fspath(path)
+        raise StaleChain(f"{image.path} is not among the images that {self.domain} has open")
+
+    # Steps
+
+    def _snapshot(self, step: Create, chain: Chain) -> None:
+        active = chain.images[-1]
+        if images.backing_of(step.image) == (active.second or active.path):
+            step.image.unlink()  # made before an interruption, and never in use
+        plain = Create(step.image, step.backing, step.format, active.virtual_size)
+        self._create(plain, chain)
+        self._host.snapshot(self.domain, {self.target: step.image})
+        if step.size > active.virtual_size:
+            self._host.resize(self.domain, self.target, step.size)
+
+    def _commit_down(self, step: Commit, chain: Chain) -> None:
+        base, top = chain.image(step.base), chain.image(step.top)
+        above = chain.overlay_of(step.top)
+        if self._job() is None:
+            self._host.commit(
+                self.domain,
+                self.target,
+                self._spelled(base),
+                None if above is None else self._spelled(top),
+                relative=above is not None and is_relative(above),
+                bandwidth=self.bandwidth,
+            )
+        if self._wait() and above is None:
+            self._host.pivot(self.domain, self.target)
+            self._wait()
+        self._host.flush(self.domain)
+        self._left(top)
+        if above is None:
+            return
+        self.check(base)
+        below, upper = chain.up_to(step.base).images, chain.up_to(step.top).images
+        depth = len(upper) - len(below)
+        extents = self._map(upper)
+        moved = ranges(one for one in extents if one.present and one.depth < depth)
+        grown = images.read_image(base.path, base.format)
+        self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
+
+    def _pull_up(self, into: Path, base: Path | None, chain: Chain) -> None:
+        if self._job() is None:
+            self._host.pull(
+                self.domain,
+                self.target,
+                None if base is None else self._spelled(chain.image(base)),
+                relative=is_relative(chain.image(into)),
+                bandwidth=self.bandwidth,
+            )
+        self._wait()
+        self._host.flush(self.domain)
+        for image in chain.between(base, into):
+            self._left(image)
+
+    def _job(self) -> object:
+        return self._host.job(self.domain, self.target)
+
+    def _wait(self) -> bool:
+        return self._host.wait(self.domain, self.target, self.progress)
+
+    def _left(self, image: Image) -> None:
+        """Raises WrongContent where the job has ended and QEMU still uses *image*."""
+        source = self._source()
+        named = [path for path in (source.path, *source.backing) if path is not None]
+        if any(images.identity(path) == image.identity for path in named):
+            raise WrongContent(f"the block job has failed: {self.domain} still uses {image}")
+
+    def _second_name(self, source: Path, target: Path, chain: Chain) -> None:
+        """Give the file *source* the name *target* too; QEMU keeps the name that it knows."""
+        image = chain.image(source)
+        temporary = target.with_name(f".{target.name}{files.NEW}")
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        files.rename_over(temporary, target)
+        if image.second is not None:
+            files.remove(source)  # neither QEMU's name nor the spec's any more

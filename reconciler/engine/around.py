@@ -1,0 +1,158 @@
+"""What libvirt knows: the disks of the spec, and everybody else's, at one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reconciler.model.desired import DesiredDisk, Spec
+from reconciler.model.domain import Domain, Job, Source
+from reconciler.model.errors import ObserveError, ReconcilerError, Refused
+from reconciler.model.image import Chain, Format, Identity
+from reconciler.tools import images
+
+if TYPE_CHECKING:
+    from reconciler.tools.hypervisor import Hypervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    One disk as libvirt has it.
+
+    Attributes:
+        path: The active image, as the XML spells it.
+        snapshots: Images that libvirt's snapshot metadata names, by snapshot.
+    """
+
+    host: Hypervisor
+    domain: Domain
+    source: Source
+    path: Path
+    job: Job | None
+    snapshots: Mapping[str, frozenset[Path]]
+
+    @property
+    def formats(self) -> dict[Identity, Format]:
+        """The format of the active image, as the XML has it."""
+        there = images.identity(self.path)
+        known: dict[str, Format] = {"qcow2": "qcow2", "raw": "raw"}
+        image_format = known.get(self.source.format or "")
+        return {there: image_format} if there and image_format else {}
+
+    def attached(self, chain: Chain) -> Path | None:
+        """The image that the domain has as its disk, under the name that *chain* gives it."""
+        there = images.identity(self.path)
+        same = (image.path for image in chain if there and image.identity == there)
+        return next(same, images.real(self.path))
+
+    def agrees(self, chain: Chain) -> None:
+        """
+        Compare what a running QEMU has open with what the headers of *chain* tell.
+
+        Raises:
+            ObserveError: They differ; nothing is changed until somebody understands why.
+        """
+        if not self.domain.on or not self.source.whole or self.job is not None:
+            return
+        told = [images.identity(path) for path in (self.path, *self.source.backing)]
+        if told[::-1] != [image.identity for image in chain]:
+            names = " <- ".join(path.name for path in reversed((self.path, *self.source.backing)))
+            raise ObserveError(
+                f"libvirt says that {self.domain.name} uses {names}, and the headers say {chain}; "
+                "find out which is right before anything is changed"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """
+    Every domain of every connection that the spec names.
+
+    Attributes:
+        errors: Why a connection does not answer.
+    """
+
+    domains: Mapping[str, tuple[Domain, ...]] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: Spec) -> Around:
+        """Look at every domain; a connection that does not answer carries its error."""
+        domains: dict[str, tuple[Domain, ...]] = {}
+        errors: dict[str, str] = {}
+        for uri in dict.fromkeys(disk.connection for disk in spec.disks):
+            if uri is None:
+                continue
+            try:
+                domains[uri] = tuple(_connect(uri).domains())
+            except ReconcilerError as error:
+                errors[uri] = str(error)
+        return cls(domains, errors)
+
+    def sources(self) -> Iterator[tuple[Path, str]]:
+        """Every file that a domain has as a disk, now or at its next start, and whose it is."""
+        for domain in (one for some in self.domains.values() for one in some):
+            for disks in (domain.live, domain.persistent):
+                for target, source in disks.items():
+                    for path in (source.path, source.mirror):
+                        if path is not None and path.is_absolute():
+                            yield images.real(path), f"{domain.name}:{target}"
+
+    def disk(self, disk: DesiredDisk) -> Found:
+        """
+        *disk* as libvirt has it.
+
+        Raises:
+            ReconcilerError: No connection, no such domain or disk, not a disk in a
+                file, or the definition contradicts the running domain.
+        """
+        uri = disk.connection
+        assert uri is not None
+        if uri in self.errors:
+            raise ObserveError(self.errors[uri])
+        domain = next((one for one in self.domains[uri] if one.name == disk.domain), None)
+        if domain is None:
+            known = ", ".join(sorted(one.name for one in self.domains[uri])) or "none"
+            raise Refused(
+                f"{uri} has no domain {disk.domain} (it has: {known})",
+                "define it, or leave `connection` out to work on images alone",
+            )
+        source = domain.disks.get(disk.target)
+        if source is None:
+            raise Refused(
+                f"the domain {domain.name} has no disk {disk.target} "
+                f"(it has: {', '.join(domain.disks) or 'none'})",
+                "write one of these targets",
+            )
+        if source.kind != "file" or source.path is None:
+            raise Refused(
+                f"{disk.label} is a disk of type {source.kind}, and only disks in files are "
+                "handled",
+                "take it off the spec",
+            )
+        _same_definition(domain, disk.target, source.path)
+        host = _connect(uri)
+        job = host.job(domain.name, disk.target) if domain.on else None
+        return Found(host, domain, source, source.path, job, host.snapshots(domain.name))
+
+
+def _connect(uri: str) -> Hypervisor:
+    from reconciler.tools.hypervisor import connect  # takes a while, for libvirt alone
+
+    return connect(uri)
+
+
+def _same_definition(domain: Domain, target: str, path: Path) -> None:
+    """Raises ObserveError where the next start would use another image than QEMU has open."""
+    later = domain.persistent.get(target)
+    if not domain.on or later is None or later.path is None:
+        return
+    if images.identity(later.path) != images.identity(path):
+        raise ObserveError(
+            f"{domain.name}:{target} runs on {path}, and its definition has {later.path}; "
+            "correct the definition (virsh edit), or shut the domain off, before anything is "
+            "changed"
+        )

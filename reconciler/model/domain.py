@@ -1,0 +1,82 @@
+"""What libvirt knows of a domain and of its disks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+DomainState = Literal["running", "paused", "shut-off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    A block job on a disk.
+
+    Attributes:
+        kind: ``pull``, ``commit``, ``active-commit``, ``copy`` or another word of libvirt's.
+        ready: The job waits for its pivot.
+        done, size: Progress in bytes, as libvirt counts it.
+    """
+
+    kind: str
+    ready: bool = False
+    done: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """
+    One disk as a domain's XML has it.
+
+    Attributes:
+        kind: ``file``, ``block``, ``network``, ``volume`` and so on.
+        path: The image; None for a disk without one, or of another kind.
+        format: Of the image, as ``<driver type>`` says.
+        backing: Backing files that the XML spells out, nearest first.
+        whole: *backing* goes down to the base; False: the XML leaves it to the headers.
+        mirror: The image that a job copies into; None: no such job.
+        ready: What was copied there equals the disk.
+    """
+
+    kind: str
+    path: Path | None
+    format: str | None = None
+    backing: tuple[Path, ...] = ()
+    whole: bool = False
+    mirror: Path | None = None
+    ready: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """
+    A domain as it is now.
+
+    Attributes:
+        live: Disks by target as the running QEMU has them; empty where it is off.
+        persistent: Disks by target as the next start will have them; empty for
+            a transient domain.
+        managed_save: It has a saved memory image that pins its disks.
+        checkpoints: Names of its backup checkpoints.
+    """
+
+    name: str
+    state: DomainState
+    live: Mapping[str, Source] = field(default_factory=dict)
+    persistent: Mapping[str, Source] = field(default_factory=dict)
+    managed_save: bool = False
+    checkpoints: tuple[str, ...] = ()
+
+    @property
+    def on(self) -> bool:
+        """True while a QEMU process has its disks open."""
+        return self.state != "shut-off"
+
+    @property
+    def disks(self) -> Mapping[str, Source]:
+        """What it uses now, or will use at its next start."""
+        return self.live if self.on else self.persistent

@@ -1,0 +1,369 @@
+"""
+libvirt: domains, snapshots and block jobs.  The one place that imports its binding.
+
+Sources: libvirt-domain.h and libvirt-domain-snapshot.h of libvirt, as documented
+at https://libvirt.org/html/libvirt-libvirt-domain.html; FIELD_NOTES §4 and §5.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reconciler.model.domain import Domain, DomainState, Job
+from reconciler.model.errors import HypervisorError
+from reconciler.tools import domain_xml
+
+if TYPE_CHECKING:
+    import libvirt
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[float], None]
+"""Called with the part that is done, from 0 to 1."""
+
+TICK = 0.25
+"""Seconds between two looks at a job where no event comes."""
+PATIENCE = 600.0
+"""Seconds without any progress after which a job is given up on (it goes on by itself)."""
+
+
+def _binding() -> Any:
+    """
+    The libvirt binding, its event loop running.
+
+    Raises:
+        HypervisorError: It is not installed.
+    """
+    try:
+        import libvirt
+    except ImportError as error:
+        raise HypervisorError(
+            "a `connection` needs libvirt's Python binding: apt install python3-libvirt, or "
+            "pip install 'virt-chain[libvirt]'"
+        ) from error
+    with _starting:
+        if not _started.is_set():
+            libvirt.virEventRegisterDefaultImpl()
+            libvirt.registerErrorHandler(lambda *_: None, None)
+            threading.Thread(target=_events, args=(libvirt,), daemon=True).start()
+            _started.set()
+    return libvirt
+
+
+_starting = threading.Lock()
+_started = threading.Event()
+
+
+def _events(binding: Any) -> None:
+    while True:
+        binding.virEventRunDefaultImpl()
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Errors of libvirt become errors that say what was being done."""
+    import libvirt
+
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise HypervisorError(f"{what}: {error}") from error
+
+
+@dataclass(slots=True)
+class Hypervisor:
+    """One connection to libvirt."""
+
+    uri: str
+    _connection: libvirt.virConnect
+    _binding: Any
+    _woken: threading.Event = field(default_factory=threading.Event)
+
+    @classmethod
+    def open(cls, uri: str) -> Hypervisor:
+        """
+        Connect.
+
+        Raises:
+            HypervisorError: There is no binding, or libvirt refuses.
+        """
+        binding = _binding()
+        with _told(f"{uri} cannot be opened"):
+            connection = binding.open(uri)
+        made = cls(uri, connection, binding)
+        with suppress(binding.libvirtError):
+            connection.domainEventRegisterAny(
+                None, binding.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, made._job_event, None
+            )
+        return made
+
+    def _job_event(self, *_: object) -> None:
+        self._woken.set()
+
+    # Looking
+
+    def domains(self) -> list[Domain]:
+        """Every domain of the connection."""
+        with _told(f"the domains of {self.uri}"):
+            found = self._connection.listAllDomains()
+        return [one for one in map(self._domain, found) if one is not None]
+
+    def domain(self, name: str) -> Domain | None:
+        """The domain *name* as it is now; None where there is none."""
+        found = self._find(name)
+        return None if found is None else self._domain(found)
+
+    def _find(self, name: str) -> libvirt.virDomain | None:
+        try:
+            return self._connection.lookupByName(name)
+        except self._binding.libvirtError as error:
+            if error.get_error_code() == self._binding.VIR_ERR_NO_DOMAIN:
+                return None
+            raise HypervisorError(f"{name}: {error}") from error
+
+    def _handle(self, name: str) -> libvirt.virDomain:
+        found = self._find(name)
+        if found is None:
+            raise HypervisorError(f"{self.uri} has no domain {name} any more")
+        return found
+
+    def _domain(self, handle: libvirt.virDomain) -> Domain | None:
+        binding = self._binding
+        try:
+            name = handle.name()
+            state = _state(binding, handle)
+            live = handle.XMLDesc() if state != "shut-off" else None
+            persistent = (
+                handle.XMLDesc(binding.VIR_DOMAIN_XML_INACTIVE) if handle.isPersistent() else None
+            )
+            checkpoints: list[str] = []
+            with suppress(binding.libvirtError):
+                checkpoints = [one.getName() for one in handle.listAllCheckpoints()]
+            return Domain(
+                name=name,
+                state=state,
+                live=domain_xml.disks(live) if live else {},
+                persistent=domain_xml.disks(persistent) if persistent else {},
+                managed_save=bool(handle.hasManagedSaveImage()),
+                checkpoints=tuple(checkpoints),
+            )
+        except binding.libvirtError as error:
+            if error.get_error_code() == binding.VIR_ERR_NO_DOMAIN:
+                return None  # it went away in between
+            raise HypervisorError(f"a domain of {self.uri} cannot be read: {error}") from error
+
+    def job(self, name: str, target: str) -> Job | None:
+        """
+        The block job that runs on a disk; None: there is none.
+
+        An answer without a job means that it ended, not that it succeeded.
+        """
+        binding = self._binding
+        handle = self._handle(name)
+        with _told(f"the block job on {name}:{target}"):
+            told = handle.blockJobInfo(target)
+            if not told:
+                return None
+            disk = domain_xml.disks(handle.XMLDesc()).get(target)
+        words = {
+            binding.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL: "pull",
+            binding.VIR_DOMAIN_BLOCK_JOB_TYPE_COPY: "copy",
+            binding.VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT: "commit",
+            binding.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "active-commit",
+        }
+        kind = words.get(told["type"], "block job")
+        return Job(kind, disk is not None and disk.ready, told["cur"], told["end"])
+
+    # Block jobs
+
+    def snapshot(self, name: str, overlays: Mapping[str, Path]) -> None:
+        """
+        Let QEMU go on in *overlays* (made before, by target), all at the same moment.
+
+        Raises:
+            HypervisorError: libvirt refuses; every disk is as it was.
+        """
+        binding, handle = self._binding, self._handle(name)
+        flags = (
+            binding.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+            | binding.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            | binding.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+            | binding.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+        )
+        with _told(f"the snapshot of {name}"):
+            every = domain_xml.disks(handle.XMLDesc())
+            others = [target for target in every if target not in overlays]
+            handle.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
+
+    def pull(
+        self, name: str, target: str, base: str | None, *, relative: bool, bandwidth: int | None
+    ) -> None:
+        """
+        Begin to pull everything above *base* (None: everything) up into the active image.
+
+        Args:
+            base: A name as the live XML spells it.
+            bandwidth: Limit in bytes a second.
+        """
+        binding, handle = self._binding, self._handle(name)
+        with _told(f"the pull into {name}:{target}"):
+            if base is None:
+                flags = binding.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
+                handle.blockPull(target, bandwidth or 0, flags)
+                return
+            flags = binding.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
+            flags |= binding.VIR_DOMAIN_BLOCK_REBASE_RELATIVE if relative else 0
+            handle.blockRebase(target, base, bandwidth or 0, flags)
+
+    def commit(
+        self,
+        name: str,
+        target: str,
+        base: str,
+        top: str | None,
+        *,
+        relative: bool,
+        bandwidth: int | None,
+    ) -> None:
+        """Begin to commit *top* (None: the active image) down into *base*, as `pull` has it."""
+        binding, handle = self._binding, self._handle(name)
+        flags = binding.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        flags |= binding.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
+        flags |= binding.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
+        with _told(f"the commit on {name}:{target}"):
+            handle.blockCommit(target, base, top, bandwidth or 0, flags)
+
+    def wait(self, name: str, target: str, progress: Progress) -> bool:
+        """
+        Wait until the job on a disk has ended (False), or waits for its pivot (True).
+
+        Whether it succeeded only the live XML and the headers tell.
+
+        Raises:
+            HypervisorError: It made no progress for too long, or the domain is gone.
+        """
+        last, since = -1, time.monotonic()
+        while (job := self.job(name, target)) is not None and not job.ready:
+            if job.size:
+                progress(min(job.done / job.size, 1.0))
+            if job.done != last:
+                last, since = job.done, time.monotonic()
+            if time.monotonic() - since > PATIENCE:
+                raise HypervisorError(
+                    f"the {job.kind} on {name}:{target} made no progress for {PATIENCE:.0f} s; "
+                    "it goes on by itself, and the next apply takes it up"
+                )
+            self._woken.wait(TICK)
+            self._woken.clear()
+        return job is not None
+
+    def pivot(self, name: str, target: str) -> None:
+        """Let QEMU go on in the image that an active commit has filled."""
+        flag = self._binding.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        with _told(f"the pivot of {name}:{target}"):
+            self._handle(name).blockJobAbort(target, flag)
+
+    def flush(self, name: str) -> None:
+        """
+        Make all that QEMU has written durable, by a pause of some milliseconds.
+
+        QEMU flushes every disk whenever it stops the guest's processors.
+        Source: QEMU, softmmu/cpus.c, do_vm_stop; FIELD_NOTES §1.1.
+        """
+        handle = self._handle(name)
+        with _told(f"the flush of {name}"):
+            if _state(self._binding, handle) == "running":
+                try:
+                    handle.suspend()
+                finally:
+                    handle.resume()
+
+    def resize(self, name: str, target: str, size: int) -> None:
+        """Grow a disk of a running domain to *size* bytes."""
+        flag = self._binding.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+        with _told(f"the resize of {name}:{target}"):
+            self._handle(name).blockResize(target, size, flag)
+
+    # The definition
+
+    def attach(self, name: str, sources: Mapping[str, tuple[Path, str]]) -> None:
+        """Let the next start of *name* use other images: path and format by target, at once."""
+        self._define(name, lambda text: domain_xml.with_sources(text, sources))
+
+    def follow_headers(self, name: str, target: str) -> None:
+        """Take the backing files of a disk out of the definition: the headers tell them."""
+        self._define(name, lambda text: domain_xml.without_backing(text, [target]))
+
+    def _define(self, name: str, edit: Callable[[str], str]) -> None:
+        binding, handle = self._binding, self._handle(name)
+        with _told(f"the definition of {name}"):
+            flags = binding.VIR_DOMAIN_XML_INACTIVE | binding.VIR_DOMAIN_XML_SECURE
+            before = handle.XMLDesc(flags)
+            after = edit(before)
+            if after != before:
+                self._connection.defineXML(after)
+
+    # Starting and stopping
+
+    def stop(self, name: str, patience: float) -> None:
+        """Shut *name* off: asked first, forced after *patience* seconds."""
+        handle = self._handle(name)
+        with _told(f"the shutdown of {name}"):
+            with suppress(self._binding.libvirtError):
+                handle.shutdown()
+            until = time.monotonic() + patience
+            while handle.isActive() and time.monotonic() < until:
+                time.sleep(TICK)
+            if handle.isActive():
+                handle.destroy()
+
+    def start(self, name: str) -> None:
+        """Start *name*."""
+        with _told(f"the start of {name}"):
+            self._handle(name).create()
+
+    # Snapshot metadata
+
+    def snapshots(self, name: str) -> dict[str, frozenset[Path]]:
+        """The images that libvirt's metadata of each external snapshot names."""
+        with _told(f"the snapshots of {name}"):
+            return {
+                one.getName(): frozenset(domain_xml.snapshot_images(one.getXMLDesc()))
+                for one in self._handle(name).listAllSnapshots()
+            }
+
+    def forget(self, name: str, snapshot: str) -> None:
+        """Drop the metadata of *snapshot*, as ``virsh snapshot-delete --metadata`` does."""
+        flag = self._binding.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+        with _told(f"the snapshot {snapshot} of {name}"):
+            self._handle(name).snapshotLookupByName(snapshot).delete(flag)
+
+
+def _state(binding: Any, handle: libvirt.virDomain) -> DomainState:
+    number = handle.state()[0]
+    if number in (
+        binding.VIR_DOMAIN_SHUTOFF,
+        binding.VIR_DOMAIN_CRASHED,
+        binding.VIR_DOMAIN_NOSTATE,
+    ):
+        return "shut-off" if not handle.isActive() else "paused"
+    return "paused" if number == binding.VIR_DOMAIN_PAUSED else "running"
+
+
+@cache
+def connect(uri: str) -> Hypervisor:
+    """
+    The connection to *uri*, which is kept for as long as the program runs.
+
+    Raises:
+        HypervisorError: There is no binding, or libvirt refuses.
+    """
+    return Hypervisor.open(uri)
