@@ -9,6 +9,7 @@ then.  Names are those that the live XML spells.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, assert_never
@@ -34,6 +35,10 @@ from reconciler.tools import files, images, qemuimg
 from reconciler.tools.hypervisor import Hypervisor
 
 
+def _nothing(_: Sequence[Path]) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Live(Offline):
     """
@@ -41,11 +46,14 @@ class Live(Offline):
 
     Attributes:
         host, domain, target: Where the disk is in use.
+        pivoting: Called with two images that hold the same, when QEMU is about to
+            go on in the other one.
     """
 
     host: Hypervisor | None = None
     domain: str = ""
     target: str = ""
+    pivoting: Callable[[Sequence[Path]], None] = _nothing
     live: ClassVar[bool] = True
 
     def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
@@ -151,7 +159,7 @@ class Live(Offline):
                 bandwidth=self.bandwidth,
             )
         if self._wait() and above is None:
-            self._host.pivot(self.domain, self.target)
+            self._host.pivot(self.domain, self.target, lambda: self.pivoting((step.top, step.base)))
             self._wait()
         self._host.flush(self.domain)
         self._left(top)

@@ -51,12 +51,14 @@ class Session:
     target: Sequence[str] | None
     as_json: bool
     yes: bool
+    connection: str | None = None
     results: list[Result] = field(default_factory=list)
+    left: list[DiskPlan] = field(default_factory=list)
     _asked: bool = False
 
     def apply_specs(self, paths: Sequence[Path], looking: Looking) -> bool:
         """Plan *paths*, ask, apply; True where every disk is as its spec says."""
-        spec = load(paths)
+        spec = load(paths).through(self.connection)
         looks = looking(spec, self.states, self.target)
         plan = plan_all(tuple(path.absolute() for path in paths), looks)
         self._show(plan)
@@ -67,7 +69,7 @@ class Session:
     def apply_file(self, path: Path) -> bool:
         """Apply the plan saved in *path*, disk by disk, or refuse a disk as stale."""
         saved = read_plan(path)
-        spec = load(saved.sources)
+        spec = _connected(load(saved.sources).through(self.connection), saved)
         chosen = [d for d in spec.disks if (d.domain, d.target) in saved.disks]
         gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
         for domain, target in sorted(gone):
@@ -82,7 +84,7 @@ class Session:
         return self._run(spec, plan, looks) and not gone
 
     def _show(self, plan: Plan) -> None:
-        if not self.as_json and (plan.changes or plan.errors):
+        if not self.as_json and (plan.errors or any(disk.steps for disk in plan.disks)):
             report.print_plan(plan, report.console(), None)
 
     def _ask(self) -> None:
@@ -117,6 +119,7 @@ class Session:
             self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
             return
         if not disk.now:
+            self.left.append(disk)
             if not disk.steps:
                 applier.record(found)
             self._result(Result(disk.domain, disk.target, "unchanged"))
@@ -131,6 +134,7 @@ class Session:
                 if disk.error:
                     raise ReconcilerError(disk.error)
                 if not disk.now:
+                    self.left.append(disk)
                     break
                 self._show(Plan((), (disk,)))
             else:
@@ -155,7 +159,8 @@ class Session:
         disks = [disk for disk in plan.disks if (disk.domain, disk.target) in applied]
         if disks:
             made = report.counts(disks).replace(" to copy", " copied")
-            typer.echo(f"Done: {made} in {seconds:.1f} s.")
+            waiting = report.waiting_steps(self.left)
+            typer.echo(f"Done: {made} in {seconds:.1f} s. {waiting}".rstrip())
         elif not bad:
             typer.echo(report.closing(plan))
         if bad:
@@ -179,6 +184,15 @@ class Session:
                 for one in self.results
             ],
         }
+
+
+def _connected(spec: Spec, saved: SavedPlan) -> Spec:
+    """*spec*, with the connections that the plan was made with."""
+    disks = tuple(
+        replace(disk, connection=saved.connections.get(disk.domain, disk.connection))
+        for disk in spec.disks
+    )
+    return replace(spec, disks=disks)
 
 
 def _checked(fresh: DiskPlan, saved: SavedPlan) -> DiskPlan:

@@ -67,6 +67,12 @@ StateDir = Annotated[
     Path | None,
     typer.Option("--state-dir", help="Where state is kept.", envvar="VIRT_CHAIN_STATE_DIR"),
 ]
+Connect = Annotated[
+    str | None,
+    typer.Option(
+        "-c", "--connect", metavar="URI", help="The connection to libvirt, whatever the spec says."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Detailed = Annotated[
     bool, typer.Option("--detailed-exitcode", help="Exit with 2 where there are changes.")
@@ -110,6 +116,7 @@ def show(
     context: typer.Context,
     spec: Specs = None,
     target: Target = None,
+    connect: Connect = None,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +125,7 @@ def show(
     from reconciler.engine import showing
 
     paths = _paths(spec)
-    looks = _look(load(paths), _states(context, state_dir), target)
+    looks = _look(load(paths).through(connect), _states(context, state_dir), target)
     plans = plan_all(_sources(paths), looks)
     if as_json:
         _print_json(showing.as_data(looks, plans.disks))
@@ -137,18 +144,26 @@ def plan(
     as_json: Json = False,
     detailed_exitcode: Detailed = False,
     target: Target = None,
+    connect: Connect = None,
     state_dir: StateDir = None,
 ) -> None:
     """Show the steps that bring each disk to its spec, and why; change nothing."""
     paths = _paths(spec)
-    looks = _look(load(paths), _states(context, state_dir), target)
+    looks = _look(load(paths).through(connect), _states(context, state_dir), target)
     made = plan_all(_sources(paths), looks)
     if output is not None:
         _save(output, made)
     if as_json:
         _print_json(made.as_data())
     else:
-        _print_plan(made, _apply_command([output] if output else spec, None if output else target))
+        _print_plan(
+            made,
+            _apply_command(
+                [output] if output else spec,
+                None if output else target,
+                None if output else connect,
+            ),
+        )
     if made.errors:
         raise typer.Exit(Exit.ERROR)
     raise typer.Exit(Exit.CHANGES if detailed_exitcode and made.changes else Exit.DONE)
@@ -177,6 +192,7 @@ def apply(
         str | None,
         typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M."),
     ] = None,
+    connect: Connect = None,
     state_dir: StateDir = None,
 ) -> None:
     """Bring each disk to its spec: plan, ask, do, look again."""
@@ -188,6 +204,7 @@ def apply(
         states=_states(context, state_dir),
         options=Options(verify=verify.value, bandwidth=rate),
         target=target,
+        connection=connect,
         as_json=as_json,
         yes=yes,
     )
@@ -244,8 +261,11 @@ def _rate(text: str) -> int:
         raise Mistake(f"--bandwidth {text}: {error}") from error
 
 
-def _apply_command(spec: list[Path] | None, target: Sequence[str] | None) -> str:
+def _apply_command(
+    spec: list[Path] | None, target: Sequence[str] | None, connect: str | None
+) -> str:
     words = ["virt-chain", "apply", *(str(path) for path in spec or [])]
+    words += ["-c", connect] if connect else []
     for one in target or []:
         words += ["--target", one]
     return shlex.join(words)
@@ -263,7 +283,7 @@ def _print_json(data: dict[str, Any]) -> None:
 
 
 def _print_plan(made: Plan, apply_with: str) -> None:
-    if made.changes or made.errors:
+    if made.errors or any(disk.steps for disk in made.disks):
         from reconciler.cli import report
 
         report.print_plan(made, report.console(), apply_with)

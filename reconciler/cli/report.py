@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -115,12 +116,19 @@ def closing(plan: Plan) -> str:
     as_said = f"{quiet} other {_disks(quiet)} as the spec says." if quiet else ""
     broken = len(plan.errors)
     errors = f"{broken} {'disk' if broken == 1 else 'disks'} cannot be planned."
-    if not plan.changes:
-        if broken:
-            return " ".join(filter(None, [errors, as_said]))
+    waiting = waiting_steps(plan.disks)
+    if not plan.changes and not broken and not waiting:
         return f"Nothing to do: {quiet} {_disks(quiet)} as the spec says."
-    parts = [f"Plan: {counts(plan.disks)}.", errors if broken else "", as_said]
-    return " ".join(filter(None, parts))
+    parts = [f"Plan: {counts(plan.disks)}." if plan.changes else "", waiting]
+    return " ".join(filter(None, [*parts, errors if broken else "", as_said]))
+
+
+def waiting_steps(disks: Iterable[DiskPlan]) -> str:
+    """``2 steps wait until the guest is off.``; empty where none does."""
+    count = sum(len(disk.steps) - len(disk.now) for disk in disks)
+    if not count:
+        return ""
+    return f"{count} {'step waits' if count == 1 else 'steps wait'} until the guest is off."
 
 
 def _disks(count: int) -> str:
@@ -128,9 +136,8 @@ def _disks(count: int) -> str:
 
 
 def counts(disks: Iterable[DiskPlan]) -> str:
-    """``1 commit, 1 rename, 1 remove; 8.0 MiB to copy``."""
-    disks = tuple(disks)
-    numbers = summary(disks)
+    """``1 commit, 1 rename, 1 remove; 8.0 MiB to copy``: what is done now."""
+    numbers = summary([replace(disk, steps=disk.now) for disk in disks])
     steps = ", ".join(
         f"{count} {kind.action}{'s' if count > 1 else ''}"
         for kind in STEPS

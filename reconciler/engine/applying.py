@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -139,7 +139,12 @@ class Applier:
             yield
 
 
-def _backend(found: Look, names: Mapping[Path, Path], applier: Applier) -> Offline:
+def _backend(
+    found: Look,
+    names: Mapping[Path, Path],
+    applier: Applier,
+    pivoting: Callable[[Sequence[Path]], None],
+) -> Offline:
     """Who does the steps of *found*: qemu-img, or libvirt while the guest runs."""
     common: dict[str, Any] = {
         "formats": found.formats,
@@ -159,7 +164,7 @@ def _backend(found: Look, names: Mapping[Path, Path], applier: Applier) -> Offli
     if found.domain.on:
         from reconciler.backends.live import Live
 
-        return Live(**common, **where)
+        return Live(**common, **where, pivoting=pivoting)
     from reconciler.backends.shut_off import ShutOff
 
     return ShutOff(**common, **where)
@@ -203,7 +208,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.state = self.found.state
         self.names = dict(self.state.names)
-        self.backend = _backend(self.found, self.names, self.applier)
+        self.backend = _backend(self.found, self.names, self.applier, self._pivoting)
         unfinished = self.state.unfinished
         begun = unfinished and not (unfinished.untouched() and self.found.job is None)
         self.resumed = unfinished if begun else None
@@ -211,6 +216,7 @@ class _Run:
         self.active = active.path if active else None
 
     def run(self) -> None:
+        self._wake()
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
@@ -224,6 +230,38 @@ class _Run:
         self._remove_all(one for one in later if isinstance(one.step, Remove))
         self._forget_all(one for one in later if isinstance(one.step, Forget))
         self._remember(replace(self._now(), unfinished=None, applied=now()))
+
+    def _wake(self) -> None:
+        """Let a guest run on that an interrupted step has left standing for its flush."""
+        domain, host = self.found.domain, self.found.host
+        if self.resumed and self.resumed.live and domain and host and domain.state == "paused":
+            host.resume(domain.name)
+            self.applier.reporter.note(self.plan, "the guest runs on: it stood still for a flush")
+
+    def _pivoting(self, images_: Sequence[Path]) -> None:
+        """Remember that from now on either of two images, which hold the same, may be active."""
+        assert self.state.unfinished is not None
+        pivots = {path: files.changed(path) for path in images_}
+        unfinished = replace(self.state.unfinished, pivots=pivots)
+        self._remember(replace(self.state, unfinished=unfinished))
+
+    def _pivoted(self, step: Step) -> bool | None:
+        """
+        True where QEMU, which has ended, left *step* in its base; False: in its top.
+
+        Raises:
+            StaleChain: Both were written to since, and nobody can tell.
+        """
+        pivots = self.resumed.pivots if self.resumed else {}
+        if not isinstance(step, Commit) or step.top not in pivots:
+            return None
+        top, base = (files.changed(path) != pivots[path] for path in (step.top, step.base))
+        if top and base:
+            raise StaleChain(
+                f"{step} was interrupted while QEMU changed from one image to the other, and "
+                "both were written to since; find out which has the current state"
+            )
+        return not top
 
     def _now(self) -> DiskState:
         """The state as it is after the steps done so far."""
@@ -272,7 +310,7 @@ class _Run:
                 OldLink(i.path, i.recorded, i.recorded_format, files.changed(i.path))
                 for i in before
             ),
-            live=self.backend.live,
+            live=self.found.domain is not None and self.found.domain.state == "running",
         )
 
     def _step(self, planned: PlannedStep, *, again: bool) -> None:
@@ -322,11 +360,13 @@ class _Run:
 
     def _was_done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* is done, and reads right."""
+        if not self.backend.live and (pivoted := self._pivoted(step)) is not None:
+            return pivoted
         if not self.backend.done(step, chain):
             return False
-        unfinished = self.state.unfinished
         if self.backend.live:
             return True
+        unfinished = self.state.unfinished
         if unfinished and unfinished.live and self._went_back(step, chain, unfinished):
             return False
         image = step.into if isinstance(step, Pull) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.domain import Domain, Job, Source
 from reconciler.model.errors import ObserveError, ReconcilerError, Refused
 from reconciler.model.image import Chain, Format, Identity
-from reconciler.tools import images
+from reconciler.tools import files, images
 
 if TYPE_CHECKING:
     from reconciler.tools.hypervisor import Hypervisor
@@ -29,6 +29,7 @@ class Found:
 
     host: Hypervisor
     domain: Domain
+    target: str
     source: Source
     path: Path
     job: Job | None
@@ -48,22 +49,36 @@ class Found:
         same = (image.path for image in chain if there and image.identity == there)
         return next(same, images.real(self.path))
 
-    def agrees(self, chain: Chain) -> None:
+    def lost(self, chain: Chain, overlays: Iterable[Path]) -> str | None:
         """
-        Compare what a running QEMU has open with what the headers of *chain* tell.
+        Why libvirt must not be asked to change this disk: it has lost track of it.
 
-        Raises:
-            ObserveError: They differ; nothing is changed until somebody understands why.
+        QEMU's own locks tell which image it writes to.  They differ from
+        libvirt's XML after libvirt was killed in the middle of a switch, and
+        stay so until the domain is off.
+
+        Args:
+            overlays: Images that stand on the active image of *chain*.
         """
-        if not self.domain.on or not self.source.whole or self.job is not None:
-            return
+        if not self.domain.on or self.job is not None:
+            return None
+        name, ways = self.domain.name, "shut the guest off, then apply again"
+        if not files.written_by_other(self.path):
+            lower = (image.second or image.path for image in chain.images[:-1])
+            for path in (*overlays, *lower):
+                if files.written_by_other(path):
+                    return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
         told = [images.identity(path) for path in (self.path, *self.source.backing)]
-        if told[::-1] != [image.identity for image in chain]:
+        if self.source.whole and told[::-1] != [image.identity for image in chain]:
             names = " <- ".join(path.name for path in reversed((self.path, *self.source.backing)))
-            raise ObserveError(
-                f"libvirt says that {self.domain.name} uses {names}, and the headers say {chain}; "
-                "find out which is right before anything is changed"
-            )
+            return f"libvirt says that {name} uses {names}, and the headers say {chain}; {ways}"
+        later = self.domain.persistent.get(self.target)
+        if later is None or later.path is None or _same(later.path, self.path):
+            return None
+        return (
+            f"{name} runs on {self.path}, and its definition has {later.path}; correct it with "
+            f"virsh edit, or {ways}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +121,7 @@ class Around:
         *disk* as libvirt has it.
 
         Raises:
-            ReconcilerError: No connection, no such domain or disk, not a disk in a
-                file, or the definition contradicts the running domain.
+            ReconcilerError: No connection, no such domain or disk, or not a disk in a file.
         """
         uri = disk.connection
         assert uri is not None
@@ -133,26 +147,17 @@ class Around:
                 "handled",
                 "take it off the spec",
             )
-        _same_definition(domain, disk.target, source.path)
         host = _connect(uri)
         job = host.job(domain.name, disk.target) if domain.on else None
-        return Found(host, domain, source, source.path, job, host.snapshots(domain.name))
+        snapshots = host.snapshots(domain.name)
+        return Found(host, domain, disk.target, source, source.path, job, snapshots)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return images.identity(one) == images.identity(other)
 
 
 def _connect(uri: str) -> Hypervisor:
     from reconciler.tools.hypervisor import connect  # takes a while, for libvirt alone
 
     return connect(uri)
-
-
-def _same_definition(domain: Domain, target: str, path: Path) -> None:
-    """Raises ObserveError where the next start would use another image than QEMU has open."""
-    later = domain.persistent.get(target)
-    if not domain.on or later is None or later.path is None:
-        return
-    if images.identity(later.path) != images.identity(path):
-        raise ObserveError(
-            f"{domain.name}:{target} runs on {path}, and its definition has {later.path}; "
-            "correct the definition (virsh edit), or shut the domain off, before anything is "
-            "changed"
-        )

@@ -37,6 +37,7 @@ class Look:
         error: Why the disk cannot be planned.
         host, domain: libvirt's part of it; None where the disk has no connection.
         job: A block job that runs on the disk.
+        lost: Why libvirt must not be asked to change the disk while the guest runs.
     """
 
     desired: DesiredDisk
@@ -49,6 +50,7 @@ class Look:
     host: Hypervisor | None = None
     domain: Domain | None = None
     job: Job | None = None
+    lost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +158,6 @@ def _walk(
         if active:
             chain = images.walk(active, formats, disk.format)
             chain = images.with_names(chain, state.names)
-        if found is not None:
-            found.agrees(chain)
     except ReconcilerError as error:
         return _Walked(disk, listed, state, chain, error=str(error), found=found)
     return _Walked(disk, listed, state, chain, found=found)
@@ -343,7 +343,15 @@ def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> 
         host=found.host if found else None,
         domain=found.domain if found else None,
         job=found.job if found else None,
+        lost=_lost(one, known),
     )
+
+
+def _lost(one: _Walked, known: _Known) -> str | None:
+    active = one.chain.active
+    if one.found is None or active is None or active.identity is None:
+        return None
+    return one.found.lost(one.chain, known.overlays.get(active.identity, ()))
 
 
 def _broken(one: _Walked, formats: dict[Identity, Format], error: str) -> Look:
@@ -363,10 +371,13 @@ def _broken(one: _Walked, formats: dict[Identity, Format], error: str) -> Look:
 
 def _busy(one: _Walked) -> bool:
     """True where somebody has the active image open who must not."""
-    active = one.chain.active
-    if active is None or (one.found and one.found.domain.on):
-        return False
-    return files.written_by_other(active.second or active.path)
+    if one.found is None:
+        active = one.chain.active
+        return active is not None and files.written_by_other(active.path)
+    # libvirt may have lost a domain that runs, on whatever image of the chain
+    return not one.found.domain.on and any(
+        files.written_by_other(image.second or image.path) for image in one.chain
+    )
 
 
 def _saved(one: _Walked) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from reconciler.engine.looking import Look, views_for
 from reconciler.engine.state import Leftover, Unfinished
-from reconciler.model.errors import ProofFailed, ReconcilerError, Refused
+from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import Attach, Commit, Pull, Rebase, Remove, Rename
+from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task
@@ -52,6 +52,8 @@ def plan_disk(found: Look) -> DiskPlan:
                 f"a {found.job.kind} job runs on {desired.label}, started by somebody else",
                 "wait until it has ended (virsh blockjob), then plan again",
             )
+        if found.lost is not None and not begun:
+            raise ObserveError(found.lost)
         if found.state.unfinished and begun:
             _still_ours(found, found.state.unfinished)
             plan = _finish(empty, found, found.state.unfinished)
@@ -98,9 +100,11 @@ def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
         for step in unfinished.steps
         if not isinstance(step, Remove)
     ]
-    if why := _waits(found, unfinished):
+    if why := found.lost or _waits(found, unfinished):
         steps = [replace(one, deferred=why) for one in steps]
         return replace(empty, steps=tuple(steps))
+    if (end := _end(found, unfinished)) is not None:
+        steps.append(PlannedStep(Attach(end), chain, chain, reason, group=0))
     removals = [
         PlannedStep(Remove(one.path), chain, chain, "its data is merged")
         for one in unfinished.remove
@@ -111,6 +115,23 @@ def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
     if gone:
         notes.append(f"{gone}: overwritten by the merge that had begun; no restore point any more")
     return replace(empty, steps=(*steps, *removals), notes=tuple(notes))
+
+
+def _end(found: Look, unfinished: Unfinished) -> Path | None:
+    """The image that a domain, which is off, has to have as its disk at last; None: it has."""
+    if found.task is None or found.task.on or found.task.attached is None:
+        return None
+    active: Path | None = found.task.attached
+    for step in unfinished.steps:
+        match step:
+            case Create(image) | Attach(image):
+                active = image
+            case Commit(top, base, True) if top == active:
+                active = base
+            case Rename(source, target) if source == active:
+                active = target
+    attaches = any(isinstance(step, Attach) for step in unfinished.steps)
+    return None if attaches or active == found.task.attached else active
 
 
 def _waits(found: Look, unfinished: Unfinished) -> str | None:

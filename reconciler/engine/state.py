@@ -68,7 +68,9 @@ class Unfinished:
     images up to its top are gone: only finishing leads anywhere.
 
     Attributes:
-        live: QEMU did it, which may have died with data in its memory.
+        live: QEMU did it while the guest ran, and may have died with data in its memory.
+        pivots: Images that QEMU was about to change for one another, with their
+            modification times when both held the same.
     """
 
     steps: tuple[Step, ...]
@@ -76,6 +78,7 @@ class Unfinished:
     links: tuple[OldLink, ...] = ()
     begun: str = ""
     live: bool = False
+    pivots: Mapping[Path, int] = field(default_factory=dict)
 
     @property
     def written(self) -> tuple[Path, ...]:
@@ -299,6 +302,7 @@ def _unfinished(data: dict[str, Any]) -> Unfinished:
         ),
         begun=str(data.get("begun", "")),
         live=data.get("live") is True,
+        pivots={Path(one["image"]): int(one["changed"]) for one in data.get("pivots", ())},
     )
 
 
@@ -325,6 +329,10 @@ def _disk_data(state: DiskState) -> dict[str, Any]:
         data["unfinished"] = {
             "begun": state.unfinished.begun,
             "live": state.unfinished.live,
+            "pivots": [
+                {"image": str(image), "changed": changed}
+                for image, changed in state.unfinished.pivots.items()
+            ],
             "steps": [_without_none(as_data(step)) for step in state.unfinished.steps],
             "remove": [_leftover_data(one) for one in state.unfinished.remove],
             "links": [

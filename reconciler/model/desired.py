@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -83,3 +83,11 @@ class Spec:
 
     sources: tuple[Path, ...]
     disks: tuple[DesiredDisk, ...]
+
+    def through(self, connection: str | None) -> Spec:
+        """The same disks on another connection; None: on their own."""
+        if connection is None:
+            return self
+        return replace(
+            self, disks=tuple(replace(disk, connection=connection) for disk in self.disks)
+        )

@@ -36,10 +36,18 @@ class SavedDisk:
 
 @dataclass(frozen=True, slots=True)
 class SavedPlan:
-    """A plan file: the specs it was made from, and its disks by domain and target."""
+    """
+    A plan file.
+
+    Attributes:
+        sources: The specs that it was made from.
+        disks: By domain and target.
+        connections: By domain; None: plain images.
+    """
 
     sources: tuple[Path, ...]
     disks: Mapping[tuple[str, str], SavedDisk]
+    connections: Mapping[str, str | None]
 
 
 def looks_like_plan(path: Path) -> bool:
@@ -75,4 +83,5 @@ def read_plan(path: Path) -> SavedPlan:
         }
     except (ValueError, TypeError) as error:
         raise PlanFileError(f"{path}: {error}; plan again") from error
-    return SavedPlan(tuple(Path(source) for source in data["spec"]), disks)
+    connections = {domain["name"]: domain["connection"] for domain in data["domains"]}
+    return SavedPlan(tuple(Path(source) for source in data["spec"]), disks, connections)

@@ -161,7 +161,9 @@ def _places(data: bytes) -> list[_Place]:
     def end_tag(_: str) -> None:
         start = starts.pop()
         if path == ["domain", "devices", "disk", "backingStore"]:
-            end = _tag_end(data, max(parser.CurrentByteIndex, start))
+            end = _tag_end(data, start)
+            if data[end - 2 : end] != b"/>":
+                end = _tag_end(data, parser.CurrentByteIndex)
             while start and data[start - 1 : start].isspace():
                 start -= 1
             found[-1].stores.append((start, end))

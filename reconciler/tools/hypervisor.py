@@ -31,6 +31,8 @@ Progress = Callable[[float], None]
 
 TICK = 0.25
 """Seconds between two looks at a job where no event comes."""
+HELD = 10.0
+"""Seconds to wait for another process that has the same embedded driver open."""
 PATIENCE = 600.0
 """Seconds without any progress after which a job is given up on (it goes on by itself)."""
 
@@ -78,6 +80,22 @@ def _told(what: str) -> Iterator[None]:
         raise HypervisorError(f"{what}: {error}") from error
 
 
+def _opened(binding: Any, uri: str) -> Any:
+    """
+    A connection; an embedded driver that another process holds is waited for.
+
+    Source: libvirt, src/util/virpidfile.c: one process at a time holds a root.
+    """
+    until = time.monotonic() + HELD
+    while True:
+        try:
+            return binding.open(uri)
+        except binding.libvirtError as error:
+            if "acquire pid file" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(TICK)
+
+
 @dataclass(slots=True)
 class Hypervisor:
     """One connection to libvirt."""
@@ -97,7 +115,7 @@ class Hypervisor:
         """
         binding = _binding()
         with _told(f"{uri} cannot be opened"):
-            connection = binding.open(uri)
+            connection = _opened(binding, uri)
         made = cls(uri, connection, binding)
         with suppress(binding.libvirtError):
             connection.domainEventRegisterAny(
@@ -201,7 +219,14 @@ class Hypervisor:
         with _told(f"the snapshot of {name}"):
             every = domain_xml.disks(handle.XMLDesc())
             others = [target for target in every if target not in overlays]
-            handle.snapshotCreateXML(domain_xml.snapshot(overlays, others), flags)
+            text = domain_xml.snapshot(overlays, others)
+            try:
+                handle.snapshotCreateXML(text, flags)
+            except binding.libvirtError as error:
+                if "Duplicate nodes" not in str(error):
+                    raise
+                # a snapshot that was killed left its nodes in QEMU; libvirt has removed them now
+                handle.snapshotCreateXML(text, flags)
 
     def pull(
         self, name: str, target: str, base: str | None, *, relative: bool, bandwidth: int | None
@@ -265,11 +290,37 @@ class Hypervisor:
             self._woken.clear()
         return job is not None
 
-    def pivot(self, name: str, target: str) -> None:
-        """Let QEMU go on in the image that an active commit has filled."""
-        flag = self._binding.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+    def pivot(self, name: str, target: str, before: Callable[[], None]) -> None:
+        """
+        Let QEMU go on in the image that an active commit has filled.
+
+        The guest stands still meanwhile, so that both images hold the same
+        until QEMU, libvirt and its definition agree on which one is active.
+
+        Args:
+            before: Called when both hold the same.
+        """
+        handle, flag = self._handle(name), self._binding.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
         with _told(f"the pivot of {name}:{target}"):
-            self._handle(name).blockJobAbort(target, flag)
+            running = _state(self._binding, handle) == "running"
+            if running:
+                handle.suspend()
+            try:
+                until = time.monotonic() + PATIENCE
+                while (job := self.job(name, target)) and job.done < job.size:
+                    if time.monotonic() > until:
+                        raise HypervisorError(f"the commit on {name}:{target} does not get ready")
+                    time.sleep(0.01)
+                before()
+                handle.blockJobAbort(target, flag)
+            finally:
+                if running:
+                    handle.resume()
+
+    def resume(self, name: str) -> None:
+        """Let a paused guest run on."""
+        with _told(f"the resume of {name}"):
+            self._handle(name).resume()
 
     def flush(self, name: str) -> None:
         """

@@ -131,8 +131,8 @@ web01:vda  running  3 images, the spec has 2
   keeps the restore point b; drops p; discards x
   b stays on disk
 
-Plan: 2 creates, 1 commit, 2 pulls, 1 rebase, 1 rename, 1 resize, 1 attach, 1 forget, 1 remove; \
-5.0 MiB to copy.
+Plan: 2 creates, 1 commit, 2 pulls, 1 rebase, 1 rename, 1 resize, 1 attach, 1 forget; \
+5.0 MiB to copy. 1 step waits until the guest is off.
 """
     )
 

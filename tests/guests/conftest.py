@@ -1,0 +1,34 @@
+"""Fixtures of tests with real guests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guests.boot import Boot, build_boot
+from tests.guests.world import World
+
+CACHE = Path(tempfile.gettempdir()) / f"virt-chain-guests-{os.geteuid()}"
+"""Keeps the initramfs and libvirt's knowledge of QEMU between test sessions."""
+
+
+@pytest.fixture(scope="session")
+def guest_boot() -> Boot:
+    return build_boot(CACHE)
+
+
+@pytest.fixture
+def world(guest_boot: Boot) -> Iterator[World]:
+    """An empty libvirt root; its guests end with the test."""
+    root = Path(tempfile.mkdtemp(prefix="vc"))  # short: sockets have 107 characters
+    world = World(root, guest_boot, CACHE)
+    try:
+        yield world
+    finally:
+        world.close()
+        shutil.rmtree(root, ignore_errors=True)
