@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ClassVar, assert_never
 
 from reconciler.backends.offline import Offline, WrongContent, is_relative
+from reconciler.backends.together import Quiesce, Together
 from reconciler.model.domain import Source
 from reconciler.model.errors import StaleChain
 from reconciler.model.extents import ranges
@@ -46,6 +47,7 @@ class Live(Offline):
 
     Attributes:
         host, domain, target: Where the disk is in use.
+        quiesce: Whether the guest's filesystems stand still for a snapshot.
         pivoting: Called with two images that hold the same, when QEMU is about to
             go on in the other one.
     """
@@ -53,14 +55,15 @@ class Live(Offline):
     host: Hypervisor | None = None
     domain: str = ""
     target: str = ""
+    quiesce: Quiesce = "never"
     pivoting: Callable[[Sequence[Path]], None] = _nothing
     live: ClassVar[bool] = True
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
+    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
         """Carry out *step*, as `Offline.run` does, while the guest runs."""
         match step:
             case Create():
-                self._snapshot(step, chain)
+                return self._snapshot(step, chain)
             case Commit():
                 self._commit_down(step, chain)
             case Pull(into, base):
@@ -77,6 +80,7 @@ class Live(Offline):
                 pass
             case _:
                 assert_never(step)
+        return None
 
     def done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* has left its mark."""
@@ -136,15 +140,21 @@ class Live(Offline):
 
     # Steps
 
-    def _snapshot(self, step: Create, chain: Chain) -> None:
+    def _snapshot(self, step: Create, chain: Chain) -> Together:
+        """Make the overlay; QEMU goes on in it together with those of the other disks."""
         active = chain.images[-1]
         if images.backing_of(step.image) == (active.second or active.path):
             step.image.unlink()  # made before an interruption, and never in use
-        plain = Create(step.image, step.backing, step.format, active.virtual_size)
-        self._create(plain, chain)
-        self._host.snapshot(self.domain, {self.target: step.image})
-        if step.size > active.virtual_size:
-            self._host.resize(self.domain, self.target, step.size)
+        self._create(step, chain)
+        return Together(
+            "snapshot",
+            self._host,
+            self.domain,
+            self.target,
+            step.image,
+            step.format,
+            self.quiesce,
+        )
 
     def _commit_down(self, step: Commit, chain: Chain) -> None:
         base, top = chain.image(step.base), chain.image(step.top)

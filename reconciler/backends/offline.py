@@ -15,7 +15,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal, assert_never
+from typing import TYPE_CHECKING, ClassVar, Literal, assert_never
 
 from reconciler.model.errors import ReconcilerError
 from reconciler.model.extents import Extents, Range, ranges
@@ -33,6 +33,9 @@ from reconciler.model.steps import (
     Step,
 )
 from reconciler.tools import files, images, qcow2, qemuimg, storage_daemon, views
+
+if TYPE_CHECKING:
+    from reconciler.backends.together import Together
 
 log = logging.getLogger(__name__)
 
@@ -77,12 +80,15 @@ class Offline:
             return Chain()
         return images.with_names(images.walk(active, self.formats, self.default), self.names)
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
+    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
         """
         Carry out *step* on *chain*, as it is on the disk now.
 
         Args:
             again: The step may have begun before and was interrupted.
+
+        Returns:
+            What is left to be done together with the other disks of the domain.
 
         Raises:
             ToolFailed: What qemu-img said.
@@ -111,6 +117,7 @@ class Offline:
                 pass  # without libvirt the state file alone says which image is active
             case _:
                 assert_never(step)
+        return None
 
     def done(self, step: Step, chain: Chain) -> bool:
         """

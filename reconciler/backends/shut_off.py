@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reconciler.backends.offline import Offline
+from reconciler.backends.together import Together
 from reconciler.model.image import Chain
 from reconciler.model.steps import Attach, Create, Step
 from reconciler.tools import images
@@ -24,17 +25,18 @@ class ShutOff(Offline):
     domain: str = ""
     target: str = ""
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> None:
+    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
         """Carry out *step*, as `Offline.run` does; an attach changes the definition."""
         assert self.host is not None
         match step:
             case Attach(image):
                 there = self.observe(image).image(image)
-                self.host.attach(self.domain, {self.target: (there.second or image, there.format)})
+                path = there.second or image
+                return Together("attach", self.host, self.domain, self.target, path, there.format)
             case _:
                 # after a block job the definition spells out backing files that will not be there
                 self.host.follow_headers(self.domain, self.target)
-                Offline.run(self, step, chain, again=again)
+                return Offline.run(self, step, chain, again=again)
 
     def done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* has left its mark on disk or in the definition."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from rich.text import Text
 from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
-from reconciler.engine.applying import Applier, Options
+from reconciler.engine.applying import Applier, Options, Work
 from reconciler.engine.looking import Look, again
 from reconciler.engine.planning import plan_all, plan_disk
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-from reconciler.model.errors import Mistake, ReconcilerError
+from reconciler.model.errors import Mistake
 from reconciler.model.plan import DiskPlan, Plan
 from reconciler.spec import load
 from reconciler.spec.planfile import SavedPlan, read_plan
@@ -52,6 +52,7 @@ class Session:
     as_json: bool
     yes: bool
     connection: str | None = None
+    jobs: int = 1
     results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
     _asked: bool = False
@@ -100,13 +101,15 @@ class Session:
 
     def _run(self, spec: Spec, plan: Plan, looks: Iterable[Look]) -> bool:
         began = time.monotonic()
-        reporter = Silent() if self.as_json else Terminal()
-        applier = Applier(spec, self.states, self.options, reporter)
-        try:
-            for disk, found in zip(plan.disks, looks, strict=True):
-                self._disk(applier, disk, found)
-        finally:
-            reporter.close()
+        domains: dict[object, list[Work]] = {}
+        for disk, found in zip(plan.disks, looks, strict=True):
+            # without libvirt, disks of a domain have nothing to do at the same moment
+            key = (disk.connection, disk.domain) if disk.connection else disk.label
+            domains.setdefault(key, []).append((disk, found))
+        if self.jobs > 1 and len(domains) > 1:
+            self._in_parallel(spec, list(domains.values()))
+        else:
+            self._in_turn(spec, domains.values())
         good = all(result.status in ("applied", "unchanged") for result in self.results)
         if self.as_json:
             print(json.dumps(self._as_data(plan), indent=2))
@@ -114,38 +117,77 @@ class Session:
             self._close(plan, time.monotonic() - began)
         return good
 
-    def _disk(self, applier: Applier, disk: DiskPlan, found: Look) -> None:
+    def _in_turn(self, spec: Spec, domains: Iterable[list[Work]]) -> None:
+        reporter = Silent() if self.as_json else Terminal()
+        applier = Applier(spec, self.states, self.options, reporter)
+        try:
+            for work in domains:
+                self._domain(applier, work)
+        finally:
+            reporter.close()
+
+    def _in_parallel(self, spec: Spec, domains: Sequence[list[Work]]) -> None:
+        """Several domains side by side, each telling its own finished steps."""
+        from concurrent.futures import ThreadPoolExecutor  # takes a while, for one domain too long
+
+        plans = [disk for work in domains for disk, _ in work]
+        reporter = Silent() if self.as_json else Terminal(bars=False)
+        applier = Applier(spec, self.states, self.options, reporter)
+        with applier.folders_held(plans), ThreadPoolExecutor(self.jobs) as pool:
+            for _ in pool.map(lambda work: self._domain(applier, work), domains):
+                pass  # an error that nobody expected is raised here
+
+    def _domain(self, applier: Applier, work: Sequence[Work]) -> None:
+        """The disks of one domain: planned and applied until nothing is left for now."""
+        done = {disk.label: 0 for disk, _ in work}
+        left = [one for one in work if self._has_steps(applier, *one)]
+        for _ in range(ROUNDS):
+            if not left:
+                return
+            errors = applier.apply(left)
+            for (disk, _), error in zip(left, errors, strict=True):
+                done[disk.label] += len(disk.now)
+                if error is not None:
+                    self._failed(disk, str(error), done[disk.label] - len(disk.now))
+            good = [one for one, error in zip(left, errors, strict=True) if error is None]
+            left = [one for one in self._planned_again(applier, good) if self._goes_on(one, done)]
+        for disk, _ in left:
+            self._failed(disk, f"{len(disk.now)} steps are left; apply again", done[disk.label])
+
+    def _has_steps(self, applier: Applier, disk: DiskPlan, found: Look) -> bool:
+        """True where there is something to do now; otherwise the disk's result is told."""
         if disk.error:
             self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
-            return
-        if not disk.now:
+        elif not disk.now:
             self.left.append(disk)
             if not disk.steps:
                 applier.record(found)
             self._result(Result(disk.domain, disk.target, "unchanged"))
-            return
-        done = 0
-        try:
-            for _ in range(ROUNDS):
-                applier.apply(disk, found)
-                done += len(disk.now)
-                found = again(found, applier.spec, self.states)
-                disk = plan_disk(found)
-                if disk.error:
-                    raise ReconcilerError(disk.error)
-                if not disk.now:
-                    self.left.append(disk)
-                    break
-                self._show(Plan((), (disk,)))
-            else:
-                raise ReconcilerError(f"{len(disk.now)} steps are left; apply again")
-        except ReconcilerError as error:
-            self._result(Result(disk.domain, disk.target, "failed", str(error), done))
-            return
-        self._result(Result(disk.domain, disk.target, "applied", None, done))
+        return bool(disk.now) and not disk.error
+
+    @staticmethod
+    def _planned_again(applier: Applier, work: Sequence[Work]) -> list[Work]:
+        looks = [again(found, applier.spec, applier.states) for _, found in work]
+        return [(plan_disk(found), found) for found in looks]
+
+    def _goes_on(self, one: Work, done: Mapping[str, int]) -> bool:
+        """True where a new plan has steps for now; otherwise the disk's result is told."""
+        disk, found = one
+        if disk.error:
+            self._failed(disk, disk.error, done[disk.label])
+            return False
+        if disk.now:
+            self._show(Plan((), (disk,)))
+            return True
+        self.left.append(disk)
+        self._result(Result(disk.domain, disk.target, "applied", None, done[disk.label]))
         if not self.as_json:
             chain = chain_text(found.chain.paths, report.disk_naming(disk))
             report.console().print(Text(f"{printable(disk.label)}  {chain}"))
+        return False
+
+    def _failed(self, disk: DiskPlan, why: str, done: int) -> None:
+        self._result(Result(disk.domain, disk.target, "failed", why, done))
 
     def _result(self, result: Result, *, said: bool = False) -> None:
         self.results.append(result)

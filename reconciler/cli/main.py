@@ -192,6 +192,9 @@ def apply(
         str | None,
         typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M."),
     ] = None,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
+    ] = 1,
     connect: Connect = None,
     state_dir: StateDir = None,
 ) -> None:
@@ -205,6 +208,7 @@ def apply(
         options=Options(verify=verify.value, bandwidth=rate),
         target=target,
         connection=connect,
+        jobs=jobs,
         as_json=as_json,
         yes=yes,
     )

@@ -25,10 +25,14 @@ class Terminal:
     Tells of each step: with bytes, rate and time left on a terminal.
 
     Source: `rich.progress`.
+
+    Args:
+        bars: Draw bars; several domains at once have lines only.
     """
 
-    def __init__(self, out: Console | None = None) -> None:
+    def __init__(self, out: Console | None = None, *, bars: bool = True) -> None:
         self._out = out or console(stderr=True)
+        self._bars = bars and self._out.is_terminal
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._total = 0
@@ -36,7 +40,7 @@ class Terminal:
     def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
         """A step begins: on a terminal a bar appears where data is copied."""
         self._total = planned.bytes
-        if self._out.is_terminal and planned.bytes:
+        if self._bars and planned.bytes:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),

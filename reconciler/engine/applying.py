@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.backends.offline import Offline, Verify
 from reconciler.engine import planning
@@ -48,10 +48,19 @@ from reconciler.model.steps import (
 from reconciler.planner.making import room
 from reconciler.tools import files, images, views
 
+if TYPE_CHECKING:
+    from reconciler.backends.together import Together
+
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds to wait for another virt-chain that works on the same disk or folder."""
+
+
+Work = tuple[DiskPlan, Look]
+"""A plan with the look that it was made from."""
+Going = Generator["Together", None, None]
+"""A disk's plan being carried out, until it waits for the other disks of its domain."""
 
 
 class Reporter(Protocol):
@@ -86,23 +95,62 @@ class Applier:
     states: StateFolder
     options: Options
     reporter: Reporter
+    _folders: frozenset[Path] = frozenset()
 
-    def apply(self, plan: DiskPlan, found: Look) -> None:
+    def apply(self, work: Sequence[Work]) -> list[ReconcilerError | None]:
         """
-        Carry out *plan*, which was made from *found*, and look again.
+        Carry out the plans of one domain's disks, and look again.
 
-        Raises:
-            StaleChain: The disk changed since the plan was made; nothing is done.
-            StepFailed: A step failed; the disk reads right, apply again.
-            Busy: Another process holds the disk.
+        Each disk goes on by itself, except for what happens to all of them at
+        the same moment: snapshots of a running guest, its definition, its start.
+
+        Returns:
+            For each disk, what went wrong: StaleChain (nothing is done, plan
+            again), StepFailed (the disk reads right, apply again) or Busy.
         """
-        with self._locked(plan):
-            fresh = again(found, self.spec, self.states)
-            if planning.fingerprint_of(fresh) != plan.fingerprint:
-                plan = self._same_steps(plan, fresh)
-            if fresh.task is not None and fresh.task.busy:
-                raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
-            _Run(self, plan, fresh).run()
+        errors: list[ReconcilerError | None] = [None] * len(work)
+        try:
+            with self._locked([plan for plan, _ in work]), self._stopped(work):
+                runs: dict[int, Going] = {}
+                stopped = any(plan.restart for plan, _ in work)
+                for index, (plan, found) in enumerate(work):
+                    try:
+                        runs[index] = self._begun(plan, found, stopped=stopped)
+                    except ReconcilerError as error:
+                        errors[index] = error
+                _side_by_side(runs, errors)
+        except ReconcilerError as error:
+            return [one or error for one in errors]
+        return errors
+
+    def _begun(self, plan: DiskPlan, found: Look, *, stopped: bool) -> Going:
+        fresh = again(found, self.spec, self.states)
+        if stopped and not plan.restart:
+            # planned for a guest that runs, and off now because of another disk
+            plan = planning.plan_disk(fresh)
+            if plan.error:
+                raise StaleChain(plan.error)
+        elif planning.fingerprint_of(fresh) != plan.fingerprint:
+            plan = self._same_steps(plan, fresh)
+        if fresh.task is not None and fresh.task.busy:
+            raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
+        return _Run(self, plan, fresh).run()
+
+    @contextmanager
+    def _stopped(self, work: Sequence[Work]) -> Iterator[None]:
+        """The guest is off where a plan needs that, and runs again afterwards."""
+        restarted = next((found for plan, found in work if plan.restart), None)
+        if restarted is None or restarted.host is None or restarted.domain is None:
+            yield
+            return
+        host, name = restarted.host, restarted.domain.name
+        host.stop(name, restarted.desired.shutdown_timeout)
+        try:
+            yield
+        finally:
+            domain = host.domain(name)
+            if domain is not None and not domain.on:
+                host.start(name)
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:
         """
@@ -116,7 +164,7 @@ class Applier:
                 f"{plan.label} changed since the plan was made (it is {fresh.chain} now"
                 f"{'; ' + current.error if current.error else ''}); plan again"
             )
-        return current
+        return replace(current, restart=plan.restart)
 
     def record(self, found: Look) -> None:
         """Remember the active image of a disk that is as its spec says."""
@@ -128,15 +176,68 @@ class Applier:
             self.states.write(found.desired.domain, found.desired.target, state)
 
     @contextmanager
-    def _locked(self, plan: DiskPlan) -> Iterator[None]:
-        """Hold the disk and every folder that its images lie in."""
-        folders = {path.parent for path in (*plan.observed.paths, *plan.desired)}
-        places = [(self.states.lock_file(plan.domain, plan.target), plan.label)]
-        places += [(folder, str(folder)) for folder in sorted(folders) if folder.is_dir()]
+    def _locked(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
+        """Hold the disks and every folder that their images lie in."""
+        places = [(self.states.lock_file(plan.domain, plan.target), plan.label) for plan in plans]
+        places += [(folder, str(folder)) for folder in sorted(_folders(plans) - self._folders)]
         with ExitStack() as held:
             for path, what in places:
                 held.enter_context(_wait_for(path, what))
             yield
+
+    @contextmanager
+    def folders_held(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
+        """Hold every folder of *plans* for all domains that are worked on side by side."""
+        with ExitStack() as held:
+            for folder in sorted(_folders(plans)):
+                held.enter_context(_wait_for(folder, str(folder)))
+            self._folders = frozenset(_folders(plans))
+            try:
+                yield
+            finally:
+                self._folders = frozenset()
+
+
+def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
+    """Folders that the images of *plans* lie in or will lie in."""
+    paths = {path for plan in plans for path in (*plan.observed.paths, *plan.desired)}
+    return {path.parent for path in paths if path.parent.is_dir()}
+
+
+def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) -> None:
+    """
+    Let *runs* go on until all have ended; those that failed leave their error in *errors*.
+
+    Each goes as far as it can by itself.  When all wait, those that wait for
+    the same go on together; the start of the domain comes last.
+    """
+    waiting: dict[int, Together] = {}
+
+    def go(index: int, failed: ReconcilerError | None = None) -> None:
+        waiting.pop(index, None)
+        try:
+            run = runs[index]
+            waiting[index] = next(run) if failed is None else run.throw(failed)
+        except StopIteration:
+            pass
+        except ReconcilerError as error:
+            errors[index] = error
+
+    for index in runs:
+        go(index)
+    while waiting:
+        from reconciler.backends.together import carry_out  # for libvirt alone
+
+        kinds = {one.kind for one in waiting.values()}
+        kind = min(kinds, key=("attach", "snapshot", "start").index)
+        these = {index: one for index, one in waiting.items() if one.kind == kind}
+        failed = None
+        try:
+            carry_out(list(these.values()))
+        except ReconcilerError as error:
+            failed = error
+        for index in these:
+            go(index, failed)
 
 
 def _backend(
@@ -164,7 +265,7 @@ def _backend(
     if found.domain.on:
         from reconciler.backends.live import Live
 
-        return Live(**common, **where, pivoting=pivoting)
+        return Live(**common, **where, quiesce=found.desired.quiesce, pivoting=pivoting)
     from reconciler.backends.shut_off import ShutOff
 
     return ShutOff(**common, **where)
@@ -215,7 +316,8 @@ class _Run:
         active = self.found.chain.active
         self.active = active.path if active else None
 
-    def run(self) -> None:
+    def run(self) -> Going:
+        """Each step in turn; yields what has to be done together with other disks."""
         self._wake()
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
@@ -225,11 +327,33 @@ class _Run:
             (one for one in later if not isinstance(one.step, Remove | Forget)),
             key=lambda one: one.group if one.group is not None else id(one),
         ):
-            self._unit(tuple(unit))
+            yield from self._unit(tuple(unit))
         self._look_again(views_before)
+        if self.plan.restart:
+            yield from self._started()
         self._remove_all(one for one in later if isinstance(one.step, Remove))
         self._forget_all(one for one in later if isinstance(one.step, Forget))
         self._remember(replace(self._now(), unfinished=None, applied=now()))
+
+    def _started(self) -> Going:
+        """Start the guest before anything is removed; put its disk back where it does not start."""
+        host, domain, before = self.found.host, self.found.domain, self.found.chain.active
+        assert host is not None
+        assert domain is not None
+        assert before is not None
+        assert self.active is not None
+        target = self.plan.target
+        try:
+            yield Together("start", host, domain.name, target, self.active)
+        except ReconcilerError as error:
+            yield Together("attach", host, domain.name, target, before.path, before.format)
+            for planned in self.plan.now:
+                if isinstance(planned.step, Create):
+                    files.remove(planned.step.image)
+            self.active = before.path
+            self._remember(replace(self._now(), unfinished=None, leftovers=()))
+            why = f"{error}; the domain has {before} as its disk again"
+            raise StepFailed(f"start {domain.name}", self.number, why) from error
 
     def _wake(self) -> None:
         """Let a guest run on that an interrupted step has left standing for its flush."""
@@ -275,12 +399,12 @@ class _Run:
 
     # One group of steps
 
-    def _unit(self, unit: tuple[PlannedStep, ...]) -> None:
+    def _unit(self, unit: tuple[PlannedStep, ...]) -> Going:
         resumed = self.resumed
         unfinished = resumed or self._unfinished(unit)
         self._remember(begun(self._now(), unfinished))
         for planned in unit:
-            self._step(planned, again=resumed is not None)
+            yield from self._step(planned, again=resumed is not None)
         left = tuple(
             replace(one, changed=self.merged_at.get(one.path, one.changed))
             for one in unfinished.remove
@@ -313,7 +437,7 @@ class _Run:
             live=self.found.domain is not None and self.found.domain.state == "running",
         )
 
-    def _step(self, planned: PlannedStep, *, again: bool) -> None:
+    def _step(self, planned: PlannedStep, *, again: bool) -> Going:
         step = planned.step
         self.number += 1
         began = time.monotonic()
@@ -327,14 +451,15 @@ class _Run:
                 self._follow(step)
             else:
                 # looking at what was done may have put a header back
-                self._do(planned, self.backend.observe(self.active) if again else chain, again)
+                chain = self.backend.observe(self.active) if again else chain
+                yield from self._do(planned, chain, again)
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(step), self.number - 1, str(error)) from error
         self.written.update(dict.fromkeys(touched(step)))
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
 
-    def _do(self, planned: PlannedStep, chain: Chain, again: bool) -> None:
+    def _do(self, planned: PlannedStep, chain: Chain, again: bool) -> Going:
         """Look, act, look again."""
         step = planned.step
         if not again and chain.paths != planned.before.paths:
@@ -345,8 +470,8 @@ class _Run:
             with files.guarded(step.target):
                 self._unchanged(step)
                 self.backend.run(step, chain, again=again)
-        else:
-            self.backend.run(step, chain, again=again)
+        elif (together := self.backend.run(step, chain, again=again)) is not None:
+            yield together
         for path, changed in sources.items():
             if files.changed(path) != changed:
                 raise StaleChain(f"{path} was written to while it was being merged")

@@ -52,6 +52,7 @@ class DesiredDisk:
         discard: Absolute paths of images whose data may be thrown away.
         active: Absolute path of the image that is active before the first
             ``apply``; None: the spec names none.
+        shutdown_timeout: Seconds that a guest has to shut down before it is forced off.
         format: Default format, for images to be created.
         directory: The folder that relative file names start from.
         where: The key of this disk in its spec file.
@@ -70,6 +71,7 @@ class DesiredDisk:
     connection: str | None = None
     on_running: Literal["refuse", "restart"] = "refuse"
     quiesce: Literal["never", "try", "require"] = "never"
+    shutdown_timeout: int = 60
 
     @property
     def label(self) -> str:

@@ -64,6 +64,7 @@ class DiskPlan:
         error: Why there is no plan; None: *steps* lead to the desired chain.
         state: Of the domain; ``offline`` without libvirt.
         connection: libvirt URI; None: plain images.
+        restart: The guest is stopped for the steps, and started again.
     """
 
     domain: str
@@ -77,6 +78,7 @@ class DiskPlan:
     error: str | None = None
     state: State = "offline"
     connection: str | None = None
+    restart: bool = False
 
     @property
     def label(self) -> str:

@@ -33,6 +33,7 @@ from reconciler.planner.task import Task, View, Wanted
 
 METADATA = 0.02
 """Part of the copied bytes that tables and reference counts need on top."""
+STOPPED = "THE GUEST WILL BE STOPPED for this, and started again"
 SLACK = 4 * 1024 * 1024
 """Bytes of one step that headers, tables and rounding may take beyond that."""
 
@@ -60,7 +61,9 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         ProofFailed: The steps break the promise: a bug.
     """
     layout = lay_out(task)
-    _may_roll_back(task, layout)
+    restart = _restarts(task, layout)
+    if restart:
+        task = replace(task, state="shut-off")
     choices = choose(task, layout, views)
     planned = _chained(task, layout, _ordered(task, layout, choices))
     desired = tuple(wanted.path for wanted in task.wanted)
@@ -71,7 +74,8 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         desired=desired,
         steps=planned,
         restore_points=restore_points(task, layout),
-        notes=tuple(_notes(task, layout, planned)),
+        notes=(*([STOPPED] if restart else []), *_notes(task, layout, planned)),
+        restart=restart,
     )
     _prove(task, layout, plan)
     _ready(task, planned)
@@ -137,14 +141,22 @@ def _attached(
     return [*steps, (attach, group)]
 
 
-def _may_roll_back(task: Task, layout: Layout) -> None:
-    """Refused where the guest would lose its disk under its feet."""
-    if task.on and layout.discarded:
+def _restarts(task: Task, layout: Layout) -> bool:
+    """
+    True where the guest is to be stopped for a rollback, as the spec allows.
+
+    Raises:
+        Refused: It does not, and the guest would lose its disk under its feet.
+    """
+    if not (task.on and layout.discarded):
+        return False
+    if task.on_running == "refuse":
         raise Refused(
             f"{', '.join(image.name for image in layout.discarded)} is discarded, and the guest "
             f"is {task.state}",
             'shut it off, or write on_running = "restart"',
         )
+    return True
 
 
 def _growth(task: Task, layout: Layout, slot: Slot, choice: Choice) -> Priced | None:

@@ -26,7 +26,15 @@ class Setting:
 
 Settings = dict[str, Setting]
 
-_PLAIN = ("remove_base", "bitmaps", "format", "connection", "on_running", "quiesce")
+_PLAIN = (
+    "remove_base",
+    "bitmaps",
+    "format",
+    "connection",
+    "on_running",
+    "quiesce",
+    "shutdown_timeout",
+)
 """Settings that a desired disk has as they are written."""
 
 

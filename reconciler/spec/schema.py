@@ -33,6 +33,7 @@ FORMS = {
     "template": "true or false",
     "restore_point": "true or false",
     "remove_base": "true or false",
+    "shutdown_timeout": "whole seconds, such as shutdown_timeout = 120",
     "description": "a text in quotes",
     "connection": 'a libvirt URI such as "qemu:///system", or leave the key out',
     "directory": 'a folder, such as "/var/lib/libvirt/images"',

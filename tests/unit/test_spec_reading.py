@@ -186,7 +186,7 @@ SPEC_PROBLEMS = [
         [
             (
                 '2:10: defaults: unknown key "zzz"; known here: connection, directory, format,'
-                " remove_base, bitmaps, on_running, quiesce"
+                " remove_base, bitmaps, on_running, quiesce, shutdown_timeout"
             )
         ],
     ),
@@ -913,6 +913,7 @@ VALUES = {
     "bitmaps": '"drop"',
     "on_running": '"restart"',
     "quiesce": '"try"',
+    "shutdown_timeout": "5",
     "chain": '[{ file = "a" }, "top"]',
     "discard": '["b"]',
     "active": '"b"',
