@@ -1,8 +1,9 @@
 # Every target does its own set-up; see scripts/setup.
-.PHONY: help demo test check bench clean
+.PHONY: help demo demo-live test bench clean
 
 help:
 	@echo "make demo    run the main job on real images, in ./demo-scratch"
+	@echo "make demo-live    the same on a guest that runs and writes (TCG, no daemon)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make bench   measure against the plain tools; writes bench-results.md"
 	@echo "make clean   remove .venv and scratch folders"
@@ -10,6 +11,10 @@ help:
 demo:
 	@scripts/setup
 	@scripts/demo
+
+demo-live:
+	@scripts/setup dev
+	@.venv/bin/python scripts/demo-live
 
 test:
 	@scripts/setup dev
