@@ -31,8 +31,7 @@ class ShutOff(Offline):
         match step:
             case Attach(image):
                 there = self.observe(image).image(image)
-                path = there.second or image
-                return Together("attach", self.host, self.domain, self.target, path, there.format)
+                return Together("attach", self.host, self.domain, self.target, image, there.format)
             case _:
                 # after a block job the definition spells out backing files that will not be there
                 self.host.follow_headers(self.domain, self.target)

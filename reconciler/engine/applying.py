@@ -337,6 +337,8 @@ class _Run:
 
     def _started(self) -> Going:
         """Start the guest before anything is removed; put its disk back where it does not start."""
+        from reconciler.backends.together import Together  # for libvirt alone
+
         host, domain, before = self.found.host, self.found.domain, self.found.chain.active
         assert host is not None
         assert domain is not None

@@ -43,12 +43,6 @@ class Found:
         image_format = known.get(self.source.format or "")
         return {there: image_format} if there and image_format else {}
 
-    def attached(self, chain: Chain) -> Path | None:
-        """The image that the domain has as its disk, under the name that *chain* gives it."""
-        there = images.identity(self.path)
-        same = (image.path for image in chain if there and image.identity == there)
-        return next(same, images.real(self.path))
-
     def lost(self, chain: Chain, overlays: Iterable[Path]) -> str | None:
         """
         Why libvirt must not be asked to change this disk: it has lost track of it.

@@ -328,7 +328,7 @@ def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> 
         free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
         busy=_busy(one),
         state=found.domain.state if found else "offline",
-        attached=found.attached(chain) if found else None,
+        attached=images.real(found.path) if found else None,
         on_running=disk.on_running,
         pinned="it has a managed save image, which needs it" if _saved(one) else None,
         snapshots=found.snapshots if found else {},

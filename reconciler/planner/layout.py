@@ -76,8 +76,8 @@ def settled(task: Task, layout: Layout) -> bool:
         active is not None
         and task.chain.paths == tuple(wanted.path for wanted in task.wanted)
         and not layout.discarded
-        and not any(image.second for image in task.chain)
-        and task.attached in (None, active.path)
+        and not any(image.second for image in task.chain.images[task.frozen :])
+        and task.attached in (None, active.path, active.second)
         and not any(wanted.size for wanted in task.wanted[:-1])
         and size in (None, active.virtual_size)
     )

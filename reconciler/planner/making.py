@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from reconciler.model.errors import ProofFailed, Refused
-from reconciler.model.image import Chain, Image, short_name
+from reconciler.model.image import Chain, Identity, Image, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
     Attach,
@@ -87,9 +87,19 @@ def _ordered(
 ) -> list[tuple[Priced, int | None]]:
     """All steps but the removals, each with the number of its merge."""
     steps: list[tuple[Priced, int | None]] = []
-    second = [_one_name(task, image, image.second) for image in task.chain if image.second]
+    second = [
+        (image, image.second)
+        for image in task.chain.images[task.frozen :]
+        if image.second is not None
+    ]
+    attached = task.attached
     if not task.on:
-        steps += [(one, None) for one in second]
+        for image, name in second:
+            if attached == name:
+                attached = image.path
+                why = f"the domain has it as {name.name}"
+                steps.append((Priced(Attach(image.path), 0, why), None))
+            steps.append((_one_name(task, image, name), None))
     merges = [(choice.steps, number) for number, choice in enumerate(choices) if choice.steps]
     first = merges[0][0][0].step if merges else None
     top = layout.chain.active
@@ -101,13 +111,13 @@ def _ordered(
     for number, (slot, choice) in enumerate(zip(layout.slots, choices, strict=True)):
         steps += [(priced, number) for priced in choice.steps]
         if grown := _growth(task, layout, slot, choice):
-            steps.append((grown, None))
+            steps.append((replace(grown, deferred=choice.waits), None))
     if task.on:
-        used = {one.step.source for one, _ in steps if isinstance(one.step, Rename)}
-        stay = {wanted.path for wanted in task.wanted} - used
-        steps += [(one, None) for one in second if touched(one.step)[0] in stay]
-    elif task.attached is not None:
-        steps = _attached(task, steps)
+        renamed = {path for one, _ in steps for path in _named(one.step)}
+        stay = {wanted.path for wanted in task.wanted} - renamed
+        steps += [(_one_name(task, *one), None) for one in second if one[0].path in stay]
+    elif attached is not None:
+        steps = _attached(task, attached, steps)
     return [(one, None) for one in _records(task, layout, steps)] + steps
 
 
@@ -118,21 +128,27 @@ def _one_name(task: Task, image: Image, second: Path) -> Priced:
     return Priced(Rename(second, image.path), 0, known, why)
 
 
+def _named(step: Step) -> tuple[Path, ...]:
+    """Names that another file has after *step*, or none."""
+    return (step.source, step.target) if isinstance(step, Rename) else ()
+
+
 def _attached(
-    task: Task, steps: list[tuple[Priced, int | None]]
+    task: Task, attached: Path, steps: list[tuple[Priced, int | None]]
 ) -> list[tuple[Priced, int | None]]:
     """*steps*, and the one that gives the domain its new active image, in one group with it."""
     active = task.wanted[-1]
-    if active.path == task.attached:
+    if active.path == attached:
         return steps
-    assert task.attached is not None
     if task.pinned:
         raise Refused(
             f"{active.name} would become the active image: {task.pinned}",
             "start the guest and let it shut down, or drop the saved state with "
             "virsh managedsave-remove",
         )
-    before = short_name(task.attached)
+    if any(one.step == Attach(active.path) for one, _ in steps):
+        return steps
+    before = short_name(attached)
     attach = Priced(Attach(active.path), 0, f"the domain has {before} as its disk")
     group = steps[-1][1] if steps else None
     if group is None and steps:
@@ -272,33 +288,45 @@ def _chained(
         merged = "its data is thrown away" if image in layout.discarded else "its data is merged"
         if image in layout.discarded and image.path in replaced:
             merged = "its data is thrown away"
-        late = "after the steps that wait" if image.path in now else None
-        planned.append(
-            PlannedStep(
-                Remove(image.path), chain, chain, merged, frees=image.actual_size, deferred=late
-            )
-        )
-        if image.second is not None:
-            planned.append(
-                PlannedStep(Remove(image.second), chain, chain, "its other name", deferred=late)
-            )
-    return (*planned, *_forgotten(task, chain, planned))
-
-
-def _forgotten(task: Task, chain: Chain, planned: list[PlannedStep]) -> list[PlannedStep]:
-    """Steps that drop libvirt's metadata of snapshots whose images go."""
-    late = {one.step.image: one.deferred for one in planned if isinstance(one.step, Remove)}
-    return [
-        PlannedStep(
-            Forget(name),
-            chain,
-            chain,
-            f"{short_name(min(paths & late.keys()))} is gone",
-            deferred=max(late[path] or "" for path in paths & late.keys()) or None,
-        )
-        for name, paths in sorted(task.snapshots.items())
-        if paths & late.keys()
+        planned.append(_removed(Remove(image.path), merged, image, chain, now))
+    planned += [
+        _removed(Remove(image.second), "its other name", image, chain, now)
+        for image in reversed(task.chain.images[task.frozen :])
+        if image.second is not None and task.on and image.identity not in identities(chain)
     ]
+    return (*planned, *_forgotten(task, chain, now, planned))
+
+
+def identities(chain: Chain) -> set[Identity | None]:
+    """The files of *chain*, whatever their names."""
+    return {image.identity for image in chain}
+
+
+def _removed(step: Remove, reason: str, image: Image, chain: Chain, now: Chain) -> PlannedStep:
+    """A removal: after the steps that are done *now*, or after the last one of all."""
+    if image.identity in identities(now):
+        return PlannedStep(step, chain, chain, reason, deferred="after the steps that wait")
+    frees = image.actual_size if step.image == image.path else 0
+    return PlannedStep(step, now, now, reason, frees=frees)
+
+
+def _forgotten(
+    task: Task, chain: Chain, now: Chain, planned: list[PlannedStep]
+) -> list[PlannedStep]:
+    """Steps that drop libvirt's metadata of snapshots whose images go."""
+    late: dict[Path, str | None] = {}
+    for one in planned:
+        match one.step:
+            case Remove(image) | Rename(image, _, False):
+                late[image] = one.deferred
+    found = []
+    for name, paths in sorted(task.snapshots.items()):
+        if gone := sorted(paths & late.keys()):
+            wait = next((late[path] for path in gone if late[path]), None)
+            at = chain if wait else now
+            why = f"{short_name(gone[0])} is gone"
+            found.append(PlannedStep(Forget(name), at, at, why, deferred=wait))
+    return found
 
 
 def _removable(task: Task, layout: Layout, index: int) -> bool:
@@ -347,7 +375,8 @@ def _prove(task: Task, layout: Layout, plan: DiskPlan) -> None:
         untouched=untouched,
         current=current.path if current else None,
     )
-    end = plan.steps[-1].after if plan.steps else task.chain
+    moves = [one for one in plan.steps if not isinstance(one.step, Remove | Forget)]
+    end = moves[-1].after if moves else task.chain
     if end.paths != plan.desired:
         raise ProofFailed(f"the steps end at {end}, and the spec asks for another chain")
     if gone & set(plan.desired):

@@ -89,6 +89,11 @@ class Choice:
     def order(self) -> tuple[int, int]:
         return self.cost, self.rank
 
+    @property
+    def waits(self) -> str | None:
+        """Why it waits for the domain to be off; None: it does not."""
+        return self.steps[0].deferred if self.steps else None
+
 
 def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choice, ...]:
     """
@@ -100,11 +105,11 @@ def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choi
     Raises:
         Refused: A run has no way that keeps the promise.
     """
-    memo: dict[tuple[int, int], tuple[int, tuple[Choice, ...]] | Refused] = {}
+    memo: dict[tuple[int, int], tuple[Choice, ...] | Refused] = {}
 
-    def best(position: int, first: int) -> tuple[int, tuple[Choice, ...]]:
+    def best(position: int, first: int) -> tuple[Choice, ...]:
         if position == len(layout.slots):
-            return 0, ()
+            return ()
         key = position, first
         if key not in memo:
             memo[key] = _cheapest_border(position, first)
@@ -113,26 +118,31 @@ def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choi
             raise found
         return found
 
-    def _cheapest_border(position: int, first: int) -> tuple[int, tuple[Choice, ...]] | Refused:
+    def _cheapest_border(position: int, first: int) -> tuple[Choice, ...] | Refused:
         slot = layout.slots[position]
         refused: Refused | None = None
-        cheapest: tuple[tuple[int, int], tuple[Choice, ...]] | None = None
+        cheapest: tuple[tuple[int, int, int], tuple[Choice, ...]] | None = None
         for last in slot.ends if slot.ends else (first - 1,):
             try:
                 choice = _choose_survivor(task, _run(layout, position, first, last), views)
-                rest, others = best(position + 1, last + 1)
+                others = best(position + 1, last + 1)
             except Refused as error:
                 refused = refused or error
                 continue
-            order = choice.cost + rest, choice.rank
+            if choice.waits and last == len(layout.chain) - 1:
+                # what is to be active exists, or is active, only after that
+                others = tuple(_waiting(other, choice.waits) for other in others)
+            found = (choice, *others)
+            waiting = sum(one.waits is not None for one in found)
+            order = waiting, sum(one.cost for one in found), choice.rank
             if cheapest is None or order < cheapest[0]:
-                cheapest = order, (choice, *others)
+                cheapest = order, found
         if cheapest is None:
             assert refused is not None
             return refused
-        return cheapest[0][0], cheapest[1]
+        return cheapest[1]
 
-    return best(0, layout.start)[1]
+    return best(0, layout.start)
 
 
 def _run(layout: Layout, position: int, first: int, last: int) -> Run:
@@ -216,7 +226,7 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
 def _waiting(choice: Choice, why: str) -> Choice:
     """*choice*, put off until the domain is off."""
     steps = tuple(replace(one, deferred=why) for one in choice.steps)
-    return Choice(choice.cost, choice.rank + 100, steps)
+    return Choice(choice.cost, choice.rank, steps)
 
 
 def _no_jobs(task: Task, run: Run) -> str | None:
@@ -245,7 +255,8 @@ def _not_live(task: Task, run: Run, index: int) -> str | None:
     if image.path != run.target and run.last == active:
         return "the active image keeps its name while the guest runs"
     if index > run.first:
-        return _no_pull(run) if index == active else "libvirt pulls only into the active image"
+        # an active commit makes the image active, before the pull
+        return _no_pull(run) if run.last == active else "libvirt pulls only into the active image"
     return None
 
 

@@ -8,6 +8,7 @@ at https://libvirt.org/html/libvirt-libvirt-domain.html; FIELD_NOTES §4 and §5
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -46,6 +47,8 @@ def _binding() -> Any:
     Raises:
         HypervisorError: It is not installed.
     """
+    # an embedded driver logs on stderr by default; what matters comes as an error
+    os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null")
     try:
         import libvirt
     except ImportError as error:
