@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.cli.naming import Naming, naming, printable
-from reconciler.cli.report import counts, print_table
+from reconciler.cli.report import counts, print_table, waiting_steps
 from reconciler.engine.looking import Look
 from reconciler.engine.showing import Forest, Shown, forest
+from reconciler.model.domain import Job
 from reconciler.model.plan import DiskPlan
 from reconciler.model.units import human_size
 
@@ -33,8 +34,8 @@ def print_show(looks: Sequence[Look], plans: Sequence[DiskPlan], out: Console) -
                 _row(table, indent, shown, name)
         print_table(table, out)
         out.print()
-    for plan in plans:
-        out.print(_status(plan))
+    for found, plan in zip(looks, plans, strict=True):
+        out.print(_status(plan, found.job))
 
 
 def _lines(trees: Forest, path: Path, first: str, rest: str) -> Iterator[tuple[str, Shown]]:
@@ -58,6 +59,8 @@ def _row(table: Table, indent: str, shown: Shown, name: Naming) -> None:
     active = [label for label, role in shown.roles.items() if role == "active"]
     roles = dict.fromkeys(role for role in shown.roles.values() if role != "active")
     what = ", ".join([*roles, *(f"active: {printable(label)}" for label in active)])
+    if shown.second is not None:
+        what += f"; QEMU calls it {printable(shown.second.name)}"
     style = STYLES.get("active" if active else next(iter(roles), ""), "")
     table.add_row(
         Text(f"{indent}{name(shown.path)}{'*' if active else ''}"),
@@ -68,11 +71,16 @@ def _row(table: Table, indent: str, shown: Shown, name: Naming) -> None:
     )
 
 
-def _status(plan: DiskPlan) -> Text:
-    label = (printable(plan.label), "bold")
+def _status(plan: DiskPlan, job: Job | None) -> Text:
+    label = Text.assemble((printable(plan.label), "bold"), "  ")
+    if plan.connection is not None:
+        label.append(f"{plan.state}  ")
+    if job is not None:
+        part = f" {job.done / job.size:.0%}" if job.size else ""
+        label.append(f"{job.kind} job{part}  ", "cyan")
     if plan.error:
-        return Text.assemble(label, "  ", ("error: ", "bold red"), printable(plan.error))
-    if plan.steps:
-        drift = f"drift: {counts([plan])} (virt-chain plan)"
-        return Text.assemble(label, "  ", (drift, "yellow"))
-    return Text.assemble(label, "  as the spec says")
+        return Text.assemble(label, ("error: ", "bold red"), printable(plan.error))
+    if plan.now:
+        return Text.assemble(label, (f"drift: {counts([plan])} (virt-chain plan)", "yellow"))
+    waiting = waiting_steps([plan]).rstrip(".")
+    return Text.assemble(label, "as the spec says", f"; {waiting}" if waiting else "")

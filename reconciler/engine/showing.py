@@ -27,6 +27,7 @@ class Shown:
         alone: Bytes that some disk reads from this image and from no other.
         roles: What it is, by disk: ``("centos2:vda", "active")``.
         above: Images that stand on it.
+        second: The name by which a running QEMU knows it, where that is another.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Shown:
     alone: int = 0
     roles: dict[str, Role] = field(default_factory=dict)
     above: list[Path] = field(default_factory=list)
+    second: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,13 @@ def forest(looks: Iterable[Look]) -> Forest:
         for image in found.chain:
             images.setdefault(
                 image.path,
-                Shown(image.path, image.format, image.virtual_size, image.actual_size),
+                Shown(
+                    image.path,
+                    image.format,
+                    image.virtual_size,
+                    image.actual_size,
+                    second=image.second,
+                ),
             )
             if below is None:
                 roots.setdefault(image.path)
@@ -112,6 +120,10 @@ def as_data(looks: Sequence[Look], plans: Sequence[DiskPlan]) -> dict[str, Any]:
                 "domain": found.desired.domain,
                 "target": found.desired.target,
                 "state": plan.state,
+                "connection": plan.connection,
+                "job": None
+                if found.job is None
+                else {"kind": found.job.kind, "done": found.job.done, "size": found.job.size},
                 "images": [
                     {
                         "path": str(image.path),
@@ -121,6 +133,7 @@ def as_data(looks: Sequence[Look], plans: Sequence[DiskPlan]) -> dict[str, Any]:
                         "alone": images[image.path].alone,
                         "role": images[image.path].roles[found.desired.label],
                         "snapshots": image.snapshots,
+                        "second_name": None if image.second is None else str(image.second),
                     }
                     for image in found.chain
                 ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.boot import Boot, build_boot
+from tests.guests.scene import Scene
 from tests.guests.world import World
 
 CACHE = Path(tempfile.gettempdir()) / f"virt-chain-guests-{os.geteuid()}"
@@ -32,3 +34,14 @@ def world(guest_boot: Boot) -> Iterator[World]:
     finally:
         world.close()
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def scene(world: World) -> Scene:
+    """A guest `web` that runs on one image, `base`."""
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", str(world.images / "base.qcow2"), "64M"]
+    subprocess.run(argv, check=True)
+    guest = world.define("web", world.images / "base.qcow2")
+    world.boot("web")
+    guest.wait_for(10)
+    return Scene(world, guest)
