@@ -122,11 +122,25 @@ class Hypervisor:
         with _told(f"{uri} cannot be opened"):
             connection = _opened(binding, uri)
         made = cls(uri, connection, binding)
+        made._wait_reconnected()
         with suppress(binding.libvirtError):
             connection.domainEventRegisterAny(
                 None, binding.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, made._job_event, None
             )
         return made
+
+    def _wait_reconnected(self) -> None:
+        """
+        Let the driver meet the guests that run: what races that fails.
+
+        Source: FIELD_NOTES §5; a query waits for its turn.
+        """
+        binding = self._binding
+        with suppress(binding.libvirtError):
+            for handle in self._connection.listAllDomains(binding.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+                with suppress(binding.libvirtError):
+                    for target in list(domain_xml.disks(handle.XMLDesc()))[:1]:
+                        handle.blockInfo(target)
 
     def _job_event(self, *_: object) -> None:
         self._woken.set()

@@ -1,10 +1,10 @@
 """
-One libvirt call on an embedded root, in a process of its own.
+One libvirt call on a connection, in a process of its own.
 
-One process at a time holds a root, and the command under test is such a
-process.  Opening a root takes 10 ms, so each call opens it, acts and ends.
+One process at a time holds an embedded root, and the command under test is such
+a process.  Opening a root takes 10 ms, so each call opens it, acts and ends.
 
-Usage: ``driver.py ROOT`` with ``["call", {arguments}]`` as JSON on standard
+Usage: ``driver.py URI`` with ``["call", {arguments}]`` as JSON on standard
 input; the answer is ``{"value": ...}`` or ``{"error": text, "code": number}``.
 """
 
@@ -220,7 +220,7 @@ def main() -> None:
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_loop, daemon=True).start()
     try:
-        connection = libvirt.open(f"qemu:///embed?root={sys.argv[1]}")
+        connection = libvirt.open(sys.argv[1])
         _wait_reconnected(connection)
         answer = {"value": CALLS[call](connection, **arguments)}
         connection.close()

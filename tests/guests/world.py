@@ -258,7 +258,7 @@ class World:
 
     def _processes(self) -> Iterator[tuple[int, list[str]]]:
         """Every QEMU that works under this root, with its arguments."""
-        mine = f"{self.root}/lib/qemu/"
+        mine = f"{self.root}/"
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
@@ -271,7 +271,7 @@ class World:
 
     def _call(self, call: str, **arguments: Any) -> Any:
         ran = subprocess.run(
-            [sys.executable, str(DRIVER), str(self.root)],
+            [sys.executable, str(DRIVER), self.uri],
             input=json.dumps([call, arguments]),
             capture_output=True,
             text=True,
