@@ -9,6 +9,7 @@ then.  Names are those that the live XML spells.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from reconciler.model.steps import (
 )
 from reconciler.tools import files, images, qemuimg
 from reconciler.tools.hypervisor import Hypervisor
+
+SETTLING = 5.0
+"""Seconds that libvirt may take, after a job has ended, until its XML says so."""
 
 
 def _nothing(_: Sequence[Path]) -> None:
@@ -112,7 +116,9 @@ class Live(Offline):
 
     def settle(self) -> None:
         """Make durable what an interrupted job has left in QEMU's memory."""
-        self._host.flush(self.domain)
+        domain = self._host.domain(self.domain)
+        if domain is not None and domain.state == "running":
+            self._host.flush(self.domain)
 
     @property
     def _host(self) -> Hypervisor:
@@ -144,6 +150,8 @@ class Live(Offline):
         """Make the overlay; QEMU goes on in it together with those of the other disks."""
         active = chain.images[-1]
         if images.backing_of(step.image) == (active.second or active.path):
+            if files.written_by_other(step.image):
+                raise StaleChain(f"{step.image} is in use, and libvirt does not know of it")
             step.image.unlink()  # made before an interruption, and never in use
         self._create(step, chain)
         return Together(
@@ -204,11 +212,22 @@ class Live(Offline):
         return self._host.wait(self.domain, self.target, self.progress)
 
     def _left(self, image: Image) -> None:
-        """Raises WrongContent where the job has ended and QEMU still uses *image*."""
+        """
+        See that QEMU has left *image*.
+
+        Raises:
+            WrongContent: The job has ended, and QEMU still uses it.
+        """
+        until = time.monotonic() + SETTLING
+        while self._uses(image):
+            if time.monotonic() > until:
+                raise WrongContent(f"the block job has failed: {self.domain} still uses {image}")
+            time.sleep(0.02)
+
+    def _uses(self, image: Image) -> bool:
         source = self._source()
         named = [path for path in (source.path, *source.backing) if path is not None]
-        if any(images.identity(path) == image.identity for path in named):
-            raise WrongContent(f"the block job has failed: {self.domain} still uses {image}")
+        return any(images.identity(path) == image.identity for path in named)
 
     def _second_name(self, source: Path, target: Path, chain: Chain) -> None:
         """Give the file *source* the name *target* too; QEMU keeps the name that it knows."""

@@ -47,6 +47,11 @@ class ShutOff(Offline):
             return bool(disk and disk.path and there and images.identity(disk.path) == there)
         return Offline.done(self, step, chain)
 
+    def settle(self) -> None:
+        """The definition follows the headers, whatever libvirt knew when it was interrupted."""
+        assert self.host is not None
+        self.host.follow_headers(self.domain, self.target)
+
     def _created(self, step: Create, chain: Chain) -> bool:
         """An overlay that was made, and is attached only by the step after it."""
         below = images.backing_of(step.image)

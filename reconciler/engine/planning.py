@@ -58,7 +58,7 @@ def plan_disk(found: Look) -> DiskPlan:
             _still_ours(found, found.state.unfinished)
             plan = _finish(empty, found, found.state.unfinished)
         else:
-            plan = _make(empty, found.task)
+            plan = _make(empty, found, found.task)
         return replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
     except ProofFailed as error:
         return replace(
@@ -68,7 +68,7 @@ def plan_disk(found: Look) -> DiskPlan:
         return replace(empty, error=str(error))
 
 
-def _make(empty: DiskPlan, task: Task) -> DiskPlan:
+def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     layout = lay_out(task)
     if settled(task, layout):
         return replace(empty, restore_points=restore_points(task, layout))
@@ -76,7 +76,20 @@ def _make(empty: DiskPlan, task: Task) -> DiskPlan:
     from reconciler.planner.making import make_plan, needed
 
     plan = make_plan(task, views_for(task, needed(task)))
-    return replace(plan, state=empty.state, connection=empty.connection)
+    notes = (*plan.notes, *_backups(found)) if plan.steps else plan.notes
+    return replace(plan, state=empty.state, connection=empty.connection, notes=notes)
+
+
+def _backups(found: Look) -> Iterable[str]:
+    """What becomes of the next incremental backup."""
+    domain = found.domain
+    if domain is None or not domain.checkpoints:
+        return
+    names = ", ".join(domain.checkpoints)
+    if domain.on:
+        yield f"backup checkpoints ({names}): libvirt carries their bitmaps along"
+    else:
+        yield f"backup checkpoints ({names}): the next backup has to be a full one"
 
 
 def _still_ours(found: Look, unfinished: Unfinished) -> None:

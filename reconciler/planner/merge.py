@@ -254,6 +254,8 @@ def _not_live(task: Task, run: Run, index: int) -> str | None:
         return obstacle
     if image.path != run.target and run.last == active:
         return "the active image keeps its name while the guest runs"
+    if image.path.parent != run.target.parent and not (image.recorded or "/").startswith("/"):
+        return "its backing name is relative, and means another file from the other folder"
     if index > run.first:
         # an active commit makes the image active, before the pull
         return _no_pull(run) if run.last == active else "libvirt pulls only into the active image"

@@ -36,6 +36,8 @@ FREEZE = 10
 """Seconds that the guest agent has for an answer; Windows holds a freeze no longer."""
 HELD = 10.0
 """Seconds to wait for another process that has the same embedded driver open."""
+BUSY = 3
+"""A commit whose work has grown so many times since it began, or since it was told, is told of."""
 PATIENCE = 600.0
 """Seconds without any progress after which a job is given up on (it goes on by itself)."""
 
@@ -336,12 +338,22 @@ class Hypervisor:
         Raises:
             HypervisorError: It made no progress for too long, or the domain is gone.
         """
-        last, since = -1, time.monotonic()
+        last, since, first = -1, time.monotonic(), 0
         while (job := self.job(name, target)) is not None and not job.ready:
             if job.size:
                 progress(min(job.done / job.size, 1.0))
             if job.done != last:
                 last, since = job.done, time.monotonic()
+            first = first or job.size
+            if job.size > BUSY * first and first:
+                log.warning(
+                    "the guest writes to %s:%s about as fast as the %s copies; let it write "
+                    "less, or copy faster (--bandwidth)",
+                    name,
+                    target,
+                    job.kind,
+                )
+                first = job.size
             if time.monotonic() - since > PATIENCE:
                 raise HypervisorError(
                     f"the {job.kind} on {name}:{target} made no progress for {PATIENCE:.0f} s; "
@@ -389,14 +401,18 @@ class Hypervisor:
 
         QEMU flushes every disk whenever it stops the guest's processors.
         Source: QEMU, softmmu/cpus.c, do_vm_stop; FIELD_NOTES §1.1.
+
+        Raises:
+            HypervisorError: The guest is paused, which leaves no way to flush.
         """
         handle = self._handle(name)
         with _told(f"the flush of {name}"):
-            if _state(self._binding, handle) == "running":
-                try:
-                    handle.suspend()
-                finally:
-                    handle.resume()
+            if _state(self._binding, handle) != "running":
+                raise HypervisorError(f"{name} was paused meanwhile; resume it, then apply again")
+            try:
+                handle.suspend()
+            finally:
+                handle.resume()
 
     def resize(self, name: str, target: str, size: int) -> None:
         """Grow a disk of a running domain to *size* bytes."""
@@ -411,8 +427,22 @@ class Hypervisor:
         self._define(name, lambda text: domain_xml.with_sources(text, sources))
 
     def follow_headers(self, name: str, target: str) -> None:
-        """Take the backing files of a disk out of the definition: the headers tell them."""
-        self._define(name, lambda text: domain_xml.without_backing(text, [target]))
+        """
+        Take the backing files of a disk out of the definition: the headers tell them.
+
+        The same in the XML of a managed save image, which resumes on the same disks.
+        """
+
+        def edit(text: str) -> str:
+            return domain_xml.without_backing(text, [target])
+
+        self._define(name, edit)
+        handle = self._handle(name)
+        with _told(f"the managed save image of {name}"):
+            if handle.hasManagedSaveImage():
+                before = handle.managedSaveGetXMLDesc()
+                if (after := edit(before)) != before:
+                    handle.managedSaveDefineXML(after)
 
     def _define(self, name: str, edit: Callable[[str], str]) -> None:
         binding, handle = self._binding, self._handle(name)
