@@ -153,6 +153,15 @@ class World:
         except KeyError:
             raise ProofFailed(f"{path} is named and does not exist") from None
 
+    def _chain(self) -> list[Path]:
+        """The active image and all below it: those whose headers a step rewrites."""
+        found: list[Path] = []
+        at = self.active
+        while at is not None and at in self.images and at not in found:
+            found.append(at)
+            at = self.images[at].backing
+        return found
+
     def above(self, base: Path | None, top: Path) -> Word:
         """The word that *top* and all images above *base* add to the view of *base*."""
         word: Word = ()
@@ -188,9 +197,9 @@ class World:
                 data = (*self.above(base, top), Zeroes(end))
                 images[base] = Held((*lower.word, *data), lower.backing, end)
                 if relink:
-                    for path, held in self.images.items():
-                        if held.backing == top:
-                            images[path] = replace(held, backing=base)
+                    for path in self._chain():
+                        if self.images[path].backing == top:
+                            images[path] = replace(self.images[path], backing=base)
                     active = base if active == top else active
             case Pull(into, base):
                 images[into] = replace(self._held(into), word=self.above(base, into), backing=base)
@@ -203,9 +212,9 @@ class World:
                 self._held(target)  # of the two names of a file, one goes
             case Rename(source, target):
                 images[target] = images.pop(source)
-                for path, held in list(images.items()):
-                    if held.backing == source:
-                        images[path] = replace(held, backing=target)
+                for path in self._chain():
+                    if path in images and images[path].backing == source:
+                        images[path] = replace(images[path], backing=target)
                 active = target if active == source else active
             case Resize(image, size):
                 held = self._held(image)
