@@ -150,8 +150,10 @@ class Live(Offline):
         """Make the overlay; QEMU goes on in it together with those of the other disks."""
         active = chain.images[-1]
         if images.backing_of(step.image) == (active.second or active.path):
-            if files.written_by_other(step.image):
-                raise StaleChain(f"{step.image} is in use, and libvirt does not know of it")
+            if not files.written_by_other(active.second or active.path):
+                raise StaleChain(
+                    f"{step.image} may be in use; shut the guest off, then apply again"
+                )
             step.image.unlink()  # made before an interruption, and never in use
         self._create(step, chain)
         return Together(
@@ -167,7 +169,7 @@ class Live(Offline):
     def _commit_down(self, step: Commit, chain: Chain) -> None:
         base, top = chain.image(step.base), chain.image(step.top)
         above = chain.overlay_of(step.top)
-        if self._job() is None:
+        if not self._taken_up():
             self._host.commit(
                 self.domain,
                 self.target,
@@ -192,7 +194,7 @@ class Live(Offline):
         self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
 
     def _pull_up(self, into: Path, base: Path | None, chain: Chain) -> None:
-        if self._job() is None:
+        if not self._taken_up():
             self._host.pull(
                 self.domain,
                 self.target,
@@ -205,8 +207,12 @@ class Live(Offline):
         for image in chain.between(base, into):
             self._left(image)
 
-    def _job(self) -> object:
-        return self._host.job(self.domain, self.target)
+    def _taken_up(self) -> bool:
+        """True where the job of an interrupted apply runs; it gets the speed asked for now."""
+        if self._host.job(self.domain, self.target) is None:
+            return False
+        self._host.set_speed(self.domain, self.target, self.bandwidth)
+        return True
 
     def _wait(self) -> bool:
         return self._host.wait(self.domain, self.target, self.progress)

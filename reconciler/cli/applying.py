@@ -156,14 +156,18 @@ class Session:
 
     def _has_steps(self, applier: Applier, disk: DiskPlan, found: Look) -> bool:
         """True where there is something to do now; otherwise the disk's result is told."""
-        if disk.error:
+        applier.wake(disk, found)
+        if found.lost is not None and not disk.error:
+            self.left.append(disk)
+            self._failed(disk, found.lost, 0)
+        elif disk.error:
             self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
         elif not disk.now:
             self.left.append(disk)
             if not disk.steps:
                 applier.record(found)
             self._result(Result(disk.domain, disk.target, "unchanged"))
-        return bool(disk.now) and not disk.error
+        return bool(disk.now) and not disk.error and found.lost is None
 
     @staticmethod
     def _planned_again(applier: Applier, work: Sequence[Work]) -> list[Work]:

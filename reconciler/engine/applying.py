@@ -166,6 +166,13 @@ class Applier:
             )
         return replace(current, restart=plan.restart)
 
+    def wake(self, plan: DiskPlan, found: Look) -> None:
+        """Let a guest run on that an interrupted step has left standing for its flush."""
+        unfinished, domain, host = found.state.unfinished, found.domain, found.host
+        if unfinished and unfinished.live and domain and host and domain.state == "paused":
+            host.resume(domain.name)
+            self.reporter.note(plan, "the guest runs on: it stood still for a flush")
+
     def record(self, found: Look) -> None:
         """Remember the active image of a disk that is as its spec says."""
         active = found.chain.active
@@ -318,7 +325,7 @@ class _Run:
 
     def run(self) -> Going:
         """Each step in turn; yields what has to be done together with other disks."""
-        self._wake()
+        self._define()
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
@@ -357,12 +364,14 @@ class _Run:
             why = f"{error}; the domain has {before} as its disk again"
             raise StepFailed(f"start {domain.name}", self.number, why) from error
 
-    def _wake(self) -> None:
-        """Let a guest run on that an interrupted step has left standing for its flush."""
-        domain, host = self.found.domain, self.found.host
-        if self.resumed and self.resumed.live and domain and host and domain.state == "paused":
-            host.resume(domain.name)
-            self.applier.reporter.note(self.plan, "the guest runs on: it stood still for a flush")
+    def _define(self) -> None:
+        """Let the definition name the image that QEMU writes to, if libvirt was killed before."""
+        domain, host, target = self.found.domain, self.found.host, self.plan.target
+        if not (self.resumed and self.resumed.live and domain and host and domain.on):
+            return
+        now, later = domain.live[target], domain.persistent.get(target)
+        if later and later.path and now.path and later.path != now.path:
+            host.attach(domain.name, {target: (now.path, now.format or "qcow2")})
 
     def _pivoting(self, images_: Sequence[Path]) -> None:
         """Remember that from now on either of two images, which hold the same, may be active."""
@@ -450,6 +459,8 @@ class _Run:
             if again:
                 self.backend.settle()
             if again and self._was_done(step, chain):
+                if isinstance(step, Commit) and step.top.exists():
+                    self.merged_at[step.top] = files.changed(step.top)
                 self._follow(step)
             else:
                 # looking at what was done may have put a header back

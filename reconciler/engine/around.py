@@ -43,7 +43,7 @@ class Found:
         image_format = known.get(self.source.format or "")
         return {there: image_format} if there and image_format else {}
 
-    def lost(self, chain: Chain, overlays: Iterable[Path]) -> str | None:
+    def lost(self, chain: Chain, overlays: Iterable[Path], *, ours: bool) -> str | None:
         """
         Why libvirt must not be asked to change this disk: it has lost track of it.
 
@@ -53,21 +53,24 @@ class Found:
 
         Args:
             overlays: Images that stand on the active image of *chain*.
+            ours: Steps of ours were interrupted, so that a definition which is behind
+                is known to be; `apply` corrects it.
         """
         if not self.domain.on or self.job is not None:
             return None
         name, ways = self.domain.name, "shut the guest off, then apply again"
-        if not files.written_by_other(self.path):
-            lower = (image.second or image.path for image in chain.images[:-1])
-            for path in (*overlays, *lower):
-                if files.written_by_other(path):
-                    return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
+        lower = [image.second or image.path for image in chain.images[:-1]]
+        # a snapshot that was begun and not taken leaves overlay and active image open for writing
+        suspects = lower if files.written_by_other(self.path) else [*overlays, *lower]
+        for path in suspects:
+            if files.written_by_other(path):
+                return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
         told = [images.identity(path) for path in (self.path, *self.source.backing)]
         if self.source.whole and told[::-1] != [image.identity for image in chain]:
             names = " <- ".join(path.name for path in reversed((self.path, *self.source.backing)))
             return f"libvirt says that {name} uses {names}, and the headers say {chain}; {ways}"
         later = self.domain.persistent.get(self.target)
-        if later is None or later.path is None or _same(later.path, self.path):
+        if ours or later is None or later.path is None or _same(later.path, self.path):
             return None
         return (
             f"{name} runs on {self.path}, and its definition has {later.path}; correct it with "

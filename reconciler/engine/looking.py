@@ -351,7 +351,9 @@ def _lost(one: _Walked, known: _Known) -> str | None:
     active = one.chain.active
     if one.found is None or active is None or active.identity is None:
         return None
-    return one.found.lost(one.chain, known.overlays.get(active.identity, ()))
+    unfinished = one.state.unfinished
+    ours = unfinished is not None and unfinished.live
+    return one.found.lost(one.chain, known.overlays.get(active.identity, ()), ours=ours)
 
 
 def _broken(one: _Walked, formats: dict[Identity, Format], error: str) -> Look:
@@ -431,7 +433,10 @@ def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tu
 def _own(one: _Walked) -> set[Path]:
     """Every name of this chain's images, and of what is left of it."""
     second = {image.second for image in one.chain if image.second}
-    return {*one.chain.paths, *second, *(left.path for left in _leftovers(one.state))}
+    unfinished = one.state.unfinished
+    linked = {link.image for link in unfinished.links} if unfinished else set()
+    left = {left.path for left in _leftovers(one.state)}
+    return {*one.chain.paths, *second, *linked, *left}
 
 
 def _leftovers(state: DiskState) -> tuple[Leftover, ...]:

@@ -201,22 +201,25 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
     """
     choices: list[Choice] = []
     obstacles: dict[str, list[str]] = {}
+    while_on: dict[str, None] = {}
     for index in range(run.first, run.last + 1):
         obstacle = _obstacle(task, run, index, views)
-        if live:
-            obstacle = obstacle or _not_live(task, run, index)
+        if live and obstacle is None and (obstacle := _not_live(task, run, index)):
+            while_on[obstacle] = None
         if obstacle:
             obstacles.setdefault(obstacle, []).append(run.chain[index].name)
         else:
             choices.append(_into(run, index, views, live=live))
     if run.slot.kept is None:
         obstacle = _blocked(task, run, None) or _new_format(task, run)
-        if live:
-            obstacle = obstacle or _no_jobs(task, run) or _no_pull(run)
+        if live and obstacle is None and (obstacle := _no_jobs(task, run) or _no_pull(run)):
+            while_on[obstacle] = None
         if obstacle:
             obstacles.setdefault(obstacle, []).append(run.slot.wanted.name)
         else:
             choices.append(_into_new(run, views))
+    if not choices and while_on:
+        raise Refused("; ".join(while_on), "shut the guest off")
     if not choices:
         raise _no_way(run, obstacles)
     cheapest = min(choices, key=lambda choice: choice.order)

@@ -219,7 +219,11 @@ class Hypervisor:
             binding.VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT: "active-commit",
         }
         kind = words.get(told["type"], "block job")
-        return Job(kind, disk is not None and disk.ready, told["cur"], told["end"])
+        ready = disk is not None and disk.ready
+        if kind == "active-commit" and disk is not None and disk.mirror is None:
+            # libvirt was killed before it had saved the mirror; its abort would crash libvirt 9.0
+            ready = told["cur"] == told["end"] > 0
+        return Job(kind, ready, told["cur"], told["end"])
 
     # Block jobs
 
@@ -328,6 +332,12 @@ class Hypervisor:
         flags |= binding.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
         with _told(f"the commit on {name}:{target}"):
             handle.blockCommit(target, base, top, bandwidth or 0, flags)
+
+    def set_speed(self, name: str, target: str, bandwidth: int | None) -> None:
+        """Limit the job on a disk to *bandwidth* bytes a second; None: to nothing."""
+        flag = self._binding.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        with _told(f"the block job on {name}:{target}"):
+            self._handle(name).blockJobSetSpeed(target, bandwidth or 0, flag)
 
     def wait(self, name: str, target: str, progress: Progress) -> bool:
         """

@@ -207,7 +207,8 @@ def confirm(chain: Chain) -> None:
     """
     if chain.active is None or any(i.recorded and not i.recorded_format for i in chain):
         return  # without a recorded format QEMU would guess
-    told = qemuimg.chain_info(chain.active.path, chain.active.format)
+    active = chain.active
+    told = qemuimg.chain_info(active.second or active.path, active.format)
     seen = [(_told_path(one), one["virtual-size"]) for one in told]
     here = [(image.second or image.path, image.virtual_size) for image in chain]
     same = len(seen) == len(here) and all(

@@ -43,7 +43,7 @@ class Scene:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         argv = self.argv(*words)
-        return subprocess.run(argv, text=True, capture_output=True, check=False, timeout=90)
+        return subprocess.run(argv, text=True, capture_output=True, check=False, timeout=40)
 
     def run_killed(self, at: int, *words: str) -> Run:
         """Run ``virt-chain WORDS`` and kill it before its step *at*."""
