@@ -14,12 +14,12 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
     "gcc": "gcc libc6-dev",
+    "libvirtd": "libvirt-daemon",
 }
 """Debian's package of each program that the guests need."""
 
 LIBVIRT_PARTS = {
     "libvirt/connection-driver/libvirt_driver_qemu.so": "libvirt-daemon-driver-qemu",
-    "libvirt/storage-file/libvirt_storage_file_fs.so": "libvirt-daemon",
 }
 """Debian's package of each part of libvirt that the embedded driver loads."""
 

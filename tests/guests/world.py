@@ -286,7 +286,8 @@ class World:
 
 
 def _qemu_conf() -> str:
-    lines = ['stdio_handler = "file"', "dynamic_ownership = 0"]  # no virtlogd, files as they are
+    # no virtlogd, files as they are, and a folder made by debootstrap will do
+    lines = ['stdio_handler = "file"', "dynamic_ownership = 0", "namespaces = []"]
     if os.geteuid() == 0:
         lines += ['user = "root"', 'group = "root"']  # as the images are
     return "\n".join(lines) + "\n"
