@@ -153,7 +153,7 @@ def _walk(
         else:
             found = around.disk(disk)
             known = found.path.exists() or state.applied is not None
-            active = images.real(found.path) if known else None
+            active = found.path if known else None
             formats = {**found.formats, **formats}
         if active:
             chain = images.walk(active, formats, disk.format)

