@@ -166,7 +166,6 @@ def test_the_active_image_goes_down_into_one_with_two_names(scene: Scene) -> Non
     scene.want(vda="base <- tue <- wed")
     scene.apply()
     scene.want(vda="base <- tue")
-    # FAILS: images.confirm asks QEMU for the spec's name of the active image, and expects QEMU's
     scene.apply()
     scene.guest.wait_for(3)
     assert scene.chain() == ["base", "tue"]
