@@ -34,7 +34,6 @@ from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StepFaile
 from reconciler.model.image import Chain, Identity, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
-    Attach,
     Commit,
     Create,
     Forget,
@@ -43,6 +42,7 @@ from reconciler.model.steps import (
     Remove,
     Rename,
     Step,
+    active_after,
     touched,
 )
 from reconciler.planner.making import room
@@ -317,9 +317,7 @@ class _Run:
         self.state = self.found.state
         self.names = dict(self.state.names)
         self.backend = _backend(self.found, self.names, self.applier, self._pivoting)
-        unfinished = self.state.unfinished
-        begun = unfinished and not (unfinished.untouched() and self.found.job is None)
-        self.resumed = unfinished if begun else None
+        self.resumed = self.found.resumed
         active = self.found.chain.active
         self.active = active.path if active else None
 
@@ -562,13 +560,7 @@ class _Run:
                 return
             case Rename(source):
                 self.names.pop(source, None)
-        match step:
-            case Create(image) | Attach(image):
-                self.active = image
-            case Commit(top, base, True) if top == self.active:
-                self.active = base
-            case Rename(source, target) if source == self.active:
-                self.active = target
+        self.active = active_after(self.active, step)
 
     def _unchanged(self, step: Step) -> None:
         """What a rename replaces is as it was when its data was merged."""

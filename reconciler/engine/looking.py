@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.engine.around import Around, Found
-from reconciler.engine.state import DiskState, Leftover, StateFolder
+from reconciler.engine.state import DiskState, Leftover, StateFolder, Unfinished
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.domain import Domain, Job
 from reconciler.model.errors import ReconcilerError
@@ -51,6 +51,14 @@ class Look:
     domain: Domain | None = None
     job: Job | None = None
     lost: str | None = None
+
+    @property
+    def resumed(self) -> Unfinished | None:
+        """Steps in flight that have to be finished; None where they have written nothing yet."""
+        unfinished = self.state.unfinished
+        if unfinished is None or (self.job is None and unfinished.untouched()):
+            return None
+        return unfinished
 
 
 @dataclass(frozen=True, slots=True)

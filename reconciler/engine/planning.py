@@ -12,7 +12,7 @@ from reconciler.engine.state import Leftover, Unfinished
 from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename
+from reconciler.model.steps import Attach, Commit, Pull, Rebase, Remove, Rename, active_after
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task
@@ -44,19 +44,17 @@ def plan_disk(found: Look) -> DiskPlan:
         return replace(empty, error=found.error)
     try:
         left = tuple(_removals(found))
-        begun = found.state.unfinished is not None and (
-            found.job is not None or not found.state.unfinished.untouched()
-        )
-        if found.job is not None and not (begun and found.task.on):
+        resumed = found.resumed
+        if found.job is not None and not (resumed and found.task.on):
             raise Refused(
                 f"a {found.job.kind} job runs on {desired.label}, started by somebody else",
                 "wait until it has ended (virsh blockjob), then plan again",
             )
-        if found.lost is not None and not begun:
+        if found.lost is not None and resumed is None:
             raise ObserveError(found.lost)
-        if found.state.unfinished and begun:
-            _still_ours(found, found.state.unfinished)
-            plan = _finish(empty, found, found.state.unfinished)
+        if resumed is not None:
+            _still_ours(found, resumed)
+            plan = _finish(empty, found, resumed)
         else:
             plan = _make(empty, found, found.task)
         return replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
@@ -136,13 +134,7 @@ def _end(found: Look, unfinished: Unfinished) -> Path | None:
         return None
     active: Path | None = found.task.attached
     for step in unfinished.steps:
-        match step:
-            case Create(image) | Attach(image):
-                active = image
-            case Commit(top, base, True) if top == active:
-                active = base
-            case Rename(source, target) if source == active:
-                active = target
+        active = active_after(active, step)
     attaches = any(isinstance(step, Attach) for step in unfinished.steps)
     return None if attaches or active == found.task.attached else active
 

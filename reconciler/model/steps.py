@@ -246,6 +246,19 @@ def touched(step: Step) -> tuple[Path, ...]:
             assert_never(step)
 
 
+def active_after(active: Path | None, step: Step) -> Path | None:
+    """The image that is active after *step*, where *active* was before it."""
+    match step:
+        case Create(image) | Attach(image):
+            return image
+        case Commit(top, base, True) if top == active:
+            return base
+        case Rename(source, target) if source == active:
+            return target
+        case _:
+            return active
+
+
 def as_data(step: Step) -> dict[str, Any]:
     """*step* as plain JSON or TOML data; None values are kept."""
     data: dict[str, Any] = {"action": step.action}
