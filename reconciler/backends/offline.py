@@ -242,8 +242,13 @@ class Offline:
             self._rebase_safely(upper, below)
             return
         moved = ranges(
-            one for one in self._map(upper) if one.present and 0 < one.depth < len(upper) - count
+            one
+            for one in qemuimg.map_view(upper)
+            if one.present and 0 < one.depth < len(upper) - count
         )
+        if not moved:
+            self._relink(upper[-1], below[-1] if below else None)
+            return
         written = os.open(into, os.O_RDONLY | os.O_CLOEXEC)
         try:
             storage_daemon.copy_up(

@@ -17,7 +17,7 @@ from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
 from reconciler.engine.applying import Applier, Options, Work
-from reconciler.engine.looking import Look, again
+from reconciler.engine.looking import Look
 from reconciler.engine.planning import plan_all, plan_disk
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
@@ -150,7 +150,8 @@ class Session:
                 if error is not None:
                     self._failed(disk, str(error), done[disk.label] - len(disk.now))
             good = [one for one, error in zip(left, errors, strict=True) if error is None]
-            left = [one for one in self._planned_again(applier, good) if self._goes_on(one, done)]
+            planned = [applier.planned_again(found) for _, found in good]
+            left = [one for one in planned if self._goes_on(one, done)]
         for disk, _ in left:
             self._failed(disk, f"{len(disk.now)} steps are left; apply again", done[disk.label])
 
@@ -168,11 +169,6 @@ class Session:
                 applier.record(found)
             self._result(Result(disk.domain, disk.target, "unchanged"))
         return bool(disk.now) and not disk.error and found.lost is None
-
-    @staticmethod
-    def _planned_again(applier: Applier, work: Sequence[Work]) -> list[Work]:
-        looks = [again(found, applier.spec, applier.states) for _, found in work]
-        return [(plan_disk(found), found) for found in looks]
 
     def _goes_on(self, one: Work, done: Mapping[str, int]) -> bool:
         """True where a new plan has steps for now; otherwise the disk's result is told."""

@@ -96,6 +96,7 @@ class Applier:
     options: Options
     reporter: Reporter
     _folders: frozenset[Path] = frozenset()
+    _confirmed: dict[str, Chain] = field(default_factory=dict)
 
     def apply(self, work: Sequence[Work]) -> list[ReconcilerError | None]:
         """
@@ -165,6 +166,15 @@ class Applier:
                 f"{'; ' + current.error if current.error else ''}); plan again"
             )
         return replace(current, restart=plan.restart)
+
+    def planned_again(self, found: Look) -> Work:
+        """What is left to do for a disk after its plan was carried out."""
+        fresh = again(found, self.spec, self.states, self._confirmed.get(found.desired.label))
+        return planning.plan_disk(fresh), fresh
+
+    def confirmed(self, plan: DiskPlan, chain: Chain) -> None:
+        """QEMU has read *chain*, to which *plan* has led."""
+        self._confirmed[plan.label] = chain
 
     def wake(self, plan: DiskPlan, found: Look) -> None:
         """Let a guest run on that an interrupted step has left standing for its flush."""
@@ -466,7 +476,9 @@ class _Run:
                 yield from self._do(planned, chain, again)
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(step), self.number - 1, str(error)) from error
-        self.written.update(dict.fromkeys(touched(step)))
+        if again or self.backend.live or not isinstance(step, Commit | Pull):
+            # offline merges are checked before their header is written
+            self.written.update(dict.fromkeys(touched(step)))
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
 
@@ -603,6 +615,7 @@ class _Run:
                 if image.path in self.written:
                     self.backend.check(image)
             images.confirm(chain)
+            self.applier.confirmed(self.plan, chain)
             wanted = self.plan.now[-1].after.paths if self.plan.now else chain.paths
             if not self.resumed and chain.paths != wanted:
                 raise StaleChain(f"the chain is {chain} after the last step")
@@ -630,7 +643,7 @@ class _Run:
             self._remove(planned)
         removed = {path for planned in removals for path in touched(planned.step)}
         left = tuple(one for one in self.state.leftovers if one.path not in removed)
-        self._remember(replace(self.state, leftovers=left))
+        self.state = replace(self.state, leftovers=left)  # files that are gone are no leftovers
 
     def _remove(self, planned: PlannedStep) -> None:
         assert isinstance(planned.step, Remove)

@@ -144,6 +144,11 @@ class Around:
                 "handled",
                 "take it off the spec",
             )
+        if source.special is not None:
+            raise Refused(
+                f"{disk.label} is a {source.special} disk, and its image has to stay the one it is",
+                f"take it off the spec, or <{source.special}/> out of the domain",
+            )
         host = _connect(uri)
         job = host.job(domain.name, disk.target) if domain.on else None
         snapshots = host.snapshots(domain.name)

@@ -470,6 +470,6 @@ def _view_of(path: Path, task: Task) -> View:
     return View(extents, forged)
 
 
-def again(found: Look, spec: Spec, states: StateFolder) -> Look:
-    """The same disk, looked at once more, from the state file up."""
-    return next(iter(look(spec, states, [found.desired], found.chain)))
+def again(found: Look, spec: Spec, states: StateFolder, confirmed: Chain | None = None) -> Look:
+    """The same disk, looked at once more, from the state file up; *confirmed* as `look` has it."""
+    return next(iter(look(spec, states, [found.desired], confirmed or found.chain)))

@@ -80,7 +80,7 @@ SCENARIOS = [
     ),
     Case(
         "pulled into the dropped active image, which takes p's name",
-        {"b": B, "p": P, "x": BIG_X},
+        {"b": B, "p": "64k:- 64k:P 256k:- 64k:P 64k:-", "x": BIG_X},
         "b <- p",
         [],
         gone=["x"],
