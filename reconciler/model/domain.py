@@ -40,6 +40,7 @@ class Source:
         whole: *backing* goes down to the base; False: the XML leaves it to the headers.
         mirror: The image that a job copies into; None: no such job.
         ready: What was copied there equals the disk.
+        special: ``transient`` or ``shareable``, where the disk is one.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Source:
     whole: bool = False
     mirror: Path | None = None
     ready: bool = False
+    special: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

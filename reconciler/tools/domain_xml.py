@@ -18,6 +18,9 @@ from xml.sax.saxutils import quoteattr
 from reconciler.model.domain import Source
 from reconciler.model.errors import ObserveError
 
+SPECIAL = ("transient", "shareable")
+"""Disks whose changes QEMU throws away, and disks that several guests write to."""
+
 
 def disks(text: str) -> dict[str, Source]:
     """Every disk of the domain *text*, by target name."""
@@ -27,6 +30,16 @@ def disks(text: str) -> dict[str, Source]:
         if target is not None and disk.get("device", "disk") in ("disk", "lun"):
             found[target.get("dev", "")] = _source(disk)
     return found
+
+
+def has_disk_snapshots(text: str) -> bool:
+    """
+    True where the host's capabilities *text* have a guest with snapshots of its disks alone.
+
+    Source: https://libvirt.org/formatcaps.html, guest feature ``disksnapshot``.
+    """
+    found = _parsed(text).findall("./guest/features/disksnapshot")
+    return any(one.get("default") == "on" for one in found)
 
 
 def images(text: str) -> set[Path]:
@@ -52,6 +65,7 @@ def _source(disk: ElementTree.Element) -> Source:
         whole=whole,
         mirror=None if mirror is None else _file(mirror) or Path(mirror.get("file", "?")),
         ready=mirror is not None and mirror.get("ready") == "yes",
+        special=next((name for name in SPECIAL if disk.find(name) is not None), None),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from reconciler.model.domain import Domain, DomainState, Job
 from reconciler.model.errors import HypervisorError
@@ -124,12 +126,43 @@ class Hypervisor:
         with _told(f"{uri} cannot be opened"):
             connection = _opened(binding, uri)
         made = cls(uri, connection, binding)
+        made._able()
         made._wait_reconnected()
         with suppress(binding.libvirtError):
             connection.domainEventRegisterAny(
                 None, binding.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, made._job_event, None
             )
         return made
+
+    def _able(self) -> None:
+        """
+        See that this connection can do what plans are made of.
+
+        Capabilities are asked for, not versions; block jobs and relative names
+        come with every QEMU that has disk snapshots of a running guest.
+
+        Raises:
+            HypervisorError: It is no QEMU, on another host, or cannot take disk snapshots.
+        """
+        with _told(f"what {self.uri} can do"):
+            kind = self._connection.getType()
+            there = self._connection.getHostname()
+            able = self._connection.getCapabilities()
+        if kind != "QEMU":
+            raise HypervisorError(
+                f"{self.uri} is a connection to {kind}, and virt-chain works on QEMU's images; "
+                "write qemu:///system, qemu:///session or qemu:///embed?root=FOLDER"
+            )
+        if urlsplit(self.uri).hostname and there != socket.gethostname():
+            raise HypervisorError(
+                f"{self.uri} is on the host {there}, and its images are looked for on this one; "
+                "run virt-chain there, with qemu:///system"
+            )
+        if not domain_xml.has_disk_snapshots(able):
+            raise HypervisorError(
+                f"the QEMU of {self.uri} takes no disk snapshots of a running guest; "
+                "install a newer one, or leave `connection` out to work on images alone"
+            )
 
     def _wait_reconnected(self) -> None:
         """

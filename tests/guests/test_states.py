@@ -416,6 +416,8 @@ def test_what_libvirt_does_not_have_as_the_spec_says_is_refused(world: World) ->
         changed = xml.replace("<disk type='file'", f"<disk type='{kind}'")
         world.define_xml(changed.replace(disk[0], there))
         refused(scene, f"type {kind}")
+    world.define_xml(xml.replace(disk[0], f"{disk[0]}<transient/>"))
+    refused(scene, "a transient disk", "<transient/>")
     world.define_xml(xml)
 
     world.start("web")

@@ -661,3 +661,12 @@ def test_the_metadata_of_a_snapshot_names_its_overlays_and_not_those_of_the_doma
 
 def test_the_metadata_of_an_internal_snapshot_names_no_image() -> None:
     assert snapshot_images("<domainsnapshot><name>a</name></domainsnapshot>") == set()
+
+
+@pytest.mark.parametrize("special", ["transient", "shareable"])
+def test_a_disk_that_has_to_keep_its_image_is_told(special: str) -> None:
+    text = (
+        "<domain><devices><disk type='file' device='disk'><source file='/images/a.raw'/>"
+        f"<target dev='vda'/><{special}/></disk></devices></domain>"
+    )
+    assert disks(text)["vda"].special == special
