@@ -1,35 +1,64 @@
-"""The one place that starts other programs."""
+"""
+The one place that starts other programs, and bounds what they may use.
+
+What they read was written by people who may not be trusted: a crafted image
+makes qemu-img loop, wait for ever, or ask for all the memory there is
+(FIELD_NOTES §2).  So each has limits, is ended when it stands still, gets a
+clean environment, and has no network.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import os
+import resource
 import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from reconciler.model.errors import ToolFailed
+from reconciler.model.host import Limits
+from reconciler.tools.privileges import User
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+TICK = 1.0
+"""Seconds between two looks at a program that prints nothing."""
+KEPT = ("PATH", "TMPDIR")
+"""Environment variables that a program gets; all others stay here."""
 
 
 def _die_with(parent: int) -> None:
     """A killed virt-chain takes its child along: nobody writes unobserved."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
 
 
 Child = subprocess.Popen[bytes]
 """A started program."""
+
+
+_limits = Limits()
+
+
+def limit(limits: Limits) -> None:
+    """From now on programs have these limits."""
+    global _limits
+    _limits = limits
 
 
 def start(
@@ -39,6 +68,7 @@ def start(
     talk: bool = False,
     settings: Mapping[str, str] | None = None,
     reads: bool = False,
+    user: User | None = None,
 ) -> Child:
     """
     Start *argv* with pipes on stdout and stderr, out of reach of a Ctrl-C.
@@ -48,31 +78,91 @@ def start(
         talk: A pipe on its standard input, too.
         settings: Environment variables that are added.
         reads: It only reads and takes no lock, so it may outlive a killed virt-chain.
+        user: As whom it runs; None: as virt-chain does.
 
     Raises:
         ToolFailed: The program is not installed.
     """
     words = [os.fspath(word) for word in argv]
     log.debug("run %s", words)
+    as_user: dict[str, Any] = {}
+    if user is not None:
+        as_user = {"user": user[0], "group": user[1], "extra_groups": []}
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     try:
-        return subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(settings or {})},
-            pass_fds=tuple(pass_fds),
-            umask=0o077,
-            start_new_session=True,
-            bufsize=0,
-            # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
-            preexec_fn=None if reads else partial(_die_with, os.getpid()),
-        )
+        with _without_network():
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # with one arena per thread, threads use up the address space
+                env={**kept, "LC_ALL": "C.UTF-8", "MALLOC_ARENA_MAX": "1", **(settings or {})},
+                pass_fds=tuple(pass_fds),
+                **as_user,
+                umask=0o077,
+                start_new_session=True,
+                bufsize=0,
+                # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
+                preexec_fn=None if reads else partial(_die_with, os.getpid()),
+            )
     except FileNotFoundError as error:
         missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"
         raise ToolFailed(words, 127, missing) from error
     except OSError as error:
         raise ToolFailed(words, 126, f"{words[0]} cannot be started: {error.strerror}") from error
+    _bound(child.pid, reads=reads)
+    return child
+
+
+def _bound(pid: int, *, reads: bool) -> None:
+    """Give the process *pid* its limits, as far as this user may."""
+    wanted = {resource.RLIMIT_AS: _limits.memory, resource.RLIMIT_CORE: 0}
+    if reads:
+        wanted[resource.RLIMIT_CPU] = _limits.seconds
+    for kind, most in wanted.items():
+        with suppress(OSError, ValueError):  # it has ended, or has less already
+            _, hard = resource.prlimit(pid, kind)
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.prlimit(pid, kind, (most, most))
+
+
+@contextmanager
+def _without_network() -> Iterator[None]:
+    """
+    Programs that this thread starts meanwhile have no network, where virt-chain is root.
+
+    Source: setns(2): it is the calling thread that moves, and a child is where its parent is.
+    """
+    nowhere = _no_network()
+    if nowhere is None:
+        yield
+        return
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc.setns(nowhere, _CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _libc.setns(here, _CLONE_NEWNET)
+    finally:
+        os.close(here)
+
+
+@cache
+def _no_network() -> int | None:
+    """A descriptor of a network namespace that has nothing; None where none can be made."""
+    found: list[int] = []
+
+    def leave() -> None:
+        if _libc.unshare(_CLONE_NEWNET) == 0:
+            found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+
+    if os.geteuid() == 0:
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+    return found[0] if found else None
 
 
 def run(
@@ -82,6 +172,7 @@ def run(
     progress: Callable[[bytes], None] | None = None,
     pass_fds: Sequence[int] = (),
     reads: bool = False,
+    user: User | None = None,
 ) -> tuple[int, bytes]:
     """
     Exit code and standard output of *argv*.
@@ -89,47 +180,95 @@ def run(
     Args:
         accept: Exit codes that are no error.
         progress: Called with each piece of standard output as it arrives.
-        pass_fds, reads: As `start` has them.
+        pass_fds, reads, user: As `start` has them.
 
     Raises:
-        ToolFailed: The program is missing, or ended with another exit code.
+        ToolFailed: The program is missing, ended with another exit code, or
+            went beyond its limits.
     """
-    child = start(argv, pass_fds=pass_fds, reads=reads)
+    child = start(argv, pass_fds=pass_fds, reads=reads, user=user)
     try:
-        if progress is None:
-            out, err = child.communicate()
-        else:
-            out, err = _follow(child, progress)
+        out, err = _follow(child, Still(child, argv), progress)
     except BaseException:
         stop(child)
         raise
     if child.returncode not in accept:
-        raise ToolFailed(
-            [os.fspath(word) for word in argv],
-            child.returncode,
-            err.decode(errors="replace"),
-        )
+        words = [os.fspath(word) for word in argv]
+        raise ToolFailed(words, child.returncode, err.decode(errors="replace"))
     return child.returncode, out
 
 
-def _follow(child: Child, progress: Callable[[bytes], None]) -> tuple[bytes, bytes]:
+def _follow(
+    child: Child, stands: Still, progress: Callable[[bytes], None] | None
+) -> tuple[bytes, bytes]:
     """All output of *child*, its standard output told as it arrives."""
     assert child.stdout is not None
     assert child.stderr is not None
     out, err = child.stdout.fileno(), child.stderr.fileno()
     pieces: dict[int, list[bytes]] = {out: [], err: []}
-    still_open = {out, err}
+    still_open, size = {out, err}, 0
     while still_open:
-        for descriptor in select.select(list(still_open), [], [])[0]:
+        ready = select.select(list(still_open), [], [], TICK)[0]
+        if not ready:
+            stands.check()
+        for descriptor in ready:
             piece = os.read(descriptor, 65536)
             if not piece:
                 still_open.discard(descriptor)
                 continue
+            size += len(piece)
+            if size > _limits.output:
+                raise ToolFailed(stands.words, 1, f"it prints more than {_limits.output} bytes")
             pieces[descriptor].append(piece)
-            if descriptor == out:
+            if descriptor == out and progress is not None:
                 progress(piece)
-    child.communicate()
+    while not _ended(child):
+        stands.check()
+    for stream in (child.stdout, child.stderr):
+        stream.close()
     return b"".join(pieces[out]), b"".join(pieces[err])
+
+
+def _ended(child: Child) -> bool:
+    try:
+        child.wait(TICK)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+class Still:
+    """
+    Tells a program that stands still from one that works without a word.
+
+    Source: proc(5), /proc/PID/stat and /proc/PID/io.
+    """
+
+    def __init__(self, child: Child, words: Sequence[str | Path]) -> None:
+        self.words = [os.fspath(word) for word in words]
+        self._pid = child.pid
+        self._since = time.monotonic()
+        self._done: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ToolFailed where the program has done nothing for too long."""
+        done = self._what_it_did()
+        if done != self._done:
+            self._done, self._since = done, time.monotonic()
+        elif time.monotonic() - self._since > _limits.seconds:
+            raise ToolFailed(
+                self.words, 1, f"it stood still for {_limits.seconds} s, and was ended"
+            )
+
+    def _what_it_did(self) -> tuple[str, ...]:
+        found: list[str] = []
+        with suppress(OSError):
+            # utime and stime, counted behind the name in parentheses
+            text = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2]
+            found += text.split()[11:13]
+        with suppress(OSError):
+            found.append(Path(f"/proc/{self._pid}/io").read_text())
+        return tuple(found)
 
 
 def stop(child: Child, patience: float = 10.0) -> None:
@@ -140,7 +279,8 @@ def stop(child: Child, patience: float = 10.0) -> None:
             child.wait(patience)
         except subprocess.TimeoutExpired:
             child.kill()
-            child.wait()
+            with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel
+                child.wait(patience)
     for stream in (child.stdin, child.stdout, child.stderr):
         if stream is not None:
             stream.close()

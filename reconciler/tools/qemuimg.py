@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from reconciler.model.errors import ToolFailed
 from reconciler.model.extents import Extent, Extents
 from reconciler.model.image import Format, Image
 from reconciler.tools import process
+from reconciler.tools.privileges import user_for
 
 Argv = list[str]
 Progress = Callable[[float], None]
@@ -87,11 +88,12 @@ def commit_name(base: Image, overlay: Image) -> str:
     """
     The name by which ``qemu-img commit -b`` finds *base*.
 
-    Plain names are compared as files, names with a protocol letter by letter
-    with what *overlay* records.  Source: QEMU, block.c, bdrv_find_backing_image.
+    Plain names are compared when they are made absolute, names with a protocol
+    letter by letter with what *overlay* records; of a file with two names, headers
+    have the second one.  Source: QEMU, block.c, bdrv_find_backing_image.
     """
     recorded = overlay.recorded or ""
-    return recorded if ":" in recorded.split("/", 1)[0] else os.fspath(base.path)
+    return recorded if ":" in recorded.split("/", 1)[0] else os.fspath(base.second or base.path)
 
 
 def relink(image: Path, backing: str, backing_format: Format | None) -> Argv:
@@ -123,14 +125,24 @@ def info(image: Path, image_format: Format) -> Argv:
     return [*argv, os.fspath(image)]
 
 
-def run(argv: Argv, progress: Progress | None = None) -> bytes:
+def run(
+    argv: Argv,
+    progress: Progress | None = None,
+    *,
+    reads: Iterable[Path] = (),
+    writes: Iterable[Path] = (),
+) -> bytes:
     """
     Run a command line of this module; its standard output.
+
+    Args:
+        reads, writes: Files that it opens, by which it is known as whom it runs.
 
     Raises:
         ToolFailed: It ended with an error.
     """
-    return process.run(argv, progress=_percents(progress) if progress else None)[1]
+    follow = _percents(progress) if progress else None
+    return process.run(argv, progress=follow, user=user_for(reads, writes))[1]
 
 
 def _percents(progress: Progress) -> Callable[[bytes], None]:
@@ -141,9 +153,11 @@ def _percents(progress: Progress) -> Callable[[bytes], None]:
     return follow
 
 
-def chain_info(image: Path, image_format: Format) -> list[dict[str, Any]]:
-    """The answer of `info`, base first."""
-    _, out = process.run(info(image, image_format), reads=True)
+def chain_info(chain: Sequence[Image]) -> list[dict[str, Any]]:
+    """The answer of `info` on the last of *chain* (base first), base first."""
+    active = chain[-1]
+    argv = info(active.second or active.path, active.format)
+    _, out = process.run(argv, reads=True, user=user_for(one.path for one in chain))
     answer: list[dict[str, Any]] = json.loads(out)
     return answer[::-1]
 
@@ -151,6 +165,7 @@ def chain_info(image: Path, image_format: Format) -> list[dict[str, Any]]:
 def map_view(images: Sequence[Image]) -> Extents:
     """Which image provides which bytes of the view of the last of *images* (base first)."""
     argv = ["qemu-img", "map", "-U", "--output=json", filename(images)]
+    user = user_for(one.path for one in images)
     return tuple(
         Extent(
             start=one["start"],
@@ -160,7 +175,7 @@ def map_view(images: Sequence[Image]) -> Extents:
             present=one.get("present", True),
             offset=one.get("offset") if one["data"] and not one.get("compressed") else None,
         )
-        for one in json.loads(process.run(argv, reads=True)[1])
+        for one in json.loads(process.run(argv, reads=True, user=user)[1])
     )
 
 
@@ -190,7 +205,7 @@ def check(image: Path, *, shared: bool = False) -> None:
     """
     share = ["-U"] if shared else []
     argv = ["qemu-img", "check", "-q", *share, "-f", "qcow2", os.fspath(image)]
-    process.run(argv, accept=(0, 3))
+    process.run(argv, accept=(0, 3), user=user_for([image]))
 
 
 def repair(image: Path) -> None:
@@ -205,7 +220,7 @@ def repair(image: Path) -> None:
     """
     argv = ["qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", os.fspath(image)]
     # 0, 2 and 3 speak of what was found before the repair
-    process.run(argv, accept=(0, 2, 3))
+    process.run(argv, accept=(0, 2, 3), user=user_for([], [image]))
     check(image)
 
 

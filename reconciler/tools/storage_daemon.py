@@ -21,6 +21,7 @@ from typing import IO, Any
 from reconciler.model.errors import ToolFailed
 from reconciler.model.image import Image
 from reconciler.tools import process
+from reconciler.tools.privileges import user_for
 from reconciler.tools.qemuimg import Progress
 
 PROGRAM = "qemu-storage-daemon"
@@ -61,7 +62,9 @@ def copy_up(
         ToolFailed: The daemon or the job failed; every view reads as before.
     """
     argv = [PROGRAM, "--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"]
-    child = process.start(argv, talk=True, settings=_MALLOC)
+    *below, top = (image.path for image in images)
+    user = user_for(below, [top])
+    child = process.start(argv, talk=True, settings=_MALLOC, user=user)
     try:
         daemon = _Monitor(child)
         daemon.ask("qmp_capabilities")
@@ -108,9 +111,12 @@ class _Monitor:
         self._to: IO[bytes] = child.stdin
         self._from: IO[bytes] = child.stdout
         self._statuses: list[str] = []
+        self._stands = process.Still(child, [PROGRAM])
         self._read()  # the greeting
 
     def _read(self) -> dict[str, Any]:
+        while not process.wait_readable(self._from.fileno(), process.TICK):
+            self._stands.check()
         line = self._from.readline()
         if not line:
             code = self._child.wait()

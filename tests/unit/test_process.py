@@ -183,13 +183,81 @@ def test_a_program_that_closes_its_output_early_is_waited_for(progress):
     assert process.run(shell(script), accept=(5,), progress=progress) == (5, b"")
 
 
-def test_a_program_speaks_english_and_keeps_the_environment(monkeypatch):
+def test_a_program_speaks_english_and_gets_no_environment_but_the_path(monkeypatch):
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    monkeypatch.setenv("VIRT_CHAIN_TEST", "ä b")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example")
 
-    out = process.run(shell('printf %s "$LC_ALL $VIRT_CHAIN_TEST"'))[1].decode()
+    out = process.run(["env"])[1].decode().splitlines()
 
-    assert out == "C.UTF-8 ä b"
+    names = {line.partition("=")[0] for line in out}
+    assert names <= {"PATH", "TMPDIR", "LC_ALL", "MALLOC_ARENA_MAX"}
+    assert "LC_ALL=C.UTF-8" in out
+    assert f"PATH={os.environ['PATH']}" in out
+
+
+def test_a_program_has_no_network():
+    interfaces = process.run(["cat", "/proc/net/dev"])[1].decode().splitlines()[2:]
+    routes = process.run(["cat", "/proc/net/route"])[1].decode().splitlines()[1:]
+
+    assert os.geteuid() == 0, "only root can take the network away; run the tests as root"
+    assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    assert routes == []
+    assert len(Path("/proc/net/dev").read_text().splitlines()) >= 3  # ours is as it was
+
+
+@pytest.fixture
+def limits(monkeypatch):
+    def give(**values):
+        monkeypatch.setattr(process, "_limits", process.Limits(**values))
+
+    return give
+
+
+def test_a_program_that_asks_for_too_much_memory_fails(limits):
+    limits(memory=256 * MIB)
+
+    with pytest.raises(ToolFailed, match="MemoryError"):
+        process.run(python("import time; time.sleep(0.3); bytearray(512 * 1024 * 1024)"))
+
+
+@pytest.mark.parametrize("progress", [None, lambda _: None])
+def test_a_program_that_prints_without_end_is_ended(limits, progress):
+    limits(output=MIB)
+
+    with pytest.raises(ToolFailed, match="prints more than 1048576 bytes"):
+        process.run(["yes"], progress=progress)
+
+
+def test_a_program_that_stands_still_is_ended(limits, monkeypatch):
+    monkeypatch.setattr(process, "TICK", 0.1)
+    limits(seconds=1)
+
+    with pytest.raises(ToolFailed, match="it stood still for 1 s"):
+        process.run(["sleep", "60"])
+
+
+def test_a_program_that_computes_without_a_word_goes_on(limits, monkeypatch):
+    monkeypatch.setattr(process, "TICK", 0.1)
+    limits(seconds=1)
+    script = "import time\nend = time.monotonic() + 2.5\nwhile time.monotonic() < end: pass"
+
+    assert process.run(python(script))[0] == 0
+
+
+def test_a_program_that_only_reads_may_not_compute_for_ever(limits):
+    limits(seconds=1)
+
+    with pytest.raises(ToolFailed) as failed:
+        process.run(python("while True: pass"), reads=True)
+    assert failed.value.code in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+def test_a_program_runs_as_the_user_that_it_is_given(tmp_path):
+    out = process.run(["id"], user=(65534, 65534))[1].decode()
+
+    assert out.startswith("uid=65534")
+    assert "groups=65534" in out
 
 
 def test_the_environment_of_virt_chain_itself_stays(monkeypatch):

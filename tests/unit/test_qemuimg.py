@@ -219,7 +219,7 @@ def test_info_of_a_chain_is_told_base_first(tmp_path):
     create(tmp_path / "mon.qcow2", "2M", "base.qcow2")
     create(tmp_path / "tue.qcow2", "3M", "mon.qcow2")
 
-    found = qemuimg.chain_info(tmp_path / "tue.qcow2", "qcow2")
+    found = qemuimg.chain_info(images.walk(tmp_path / "tue.qcow2", images.Trust()).images)
 
     assert [(one["filename"], one["virtual-size"]) for one in found] == [
         (str(tmp_path / "base.qcow2"), MIB),
