@@ -63,7 +63,7 @@ class Live(Offline):
     pivoting: Callable[[Sequence[Path]], None] = _nothing
     live: ClassVar[bool] = True
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
+    def run(self, step: Step, chain: Chain) -> Together | None:
         """Carry out *step*, as `Offline.run` does, while the guest runs."""
         match step:
             case Create():
@@ -77,7 +77,7 @@ class Live(Offline):
             case Resize(_, size):
                 self._host.resize(self.domain, self.target, size)
             case Remove():
-                Offline.run(self, step, chain, again=again)
+                Offline.run(self, step, chain)
             case Rebase() | Rename() | Attach():
                 raise StaleChain(f"{step} waits until {self.domain} is off")
             case Forget():
@@ -119,6 +119,9 @@ class Live(Offline):
         domain = self._host.domain(self.domain)
         if domain is not None and domain.state == "running":
             self._host.flush(self.domain)
+
+    def mend(self, step: Step, chain: Chain) -> None:
+        """The metadata is QEMU's, which has not ended."""
 
     @property
     def _host(self) -> Hypervisor:
@@ -238,7 +241,7 @@ class Live(Offline):
     def _second_name(self, source: Path, target: Path, chain: Chain) -> None:
         """Give the file *source* the name *target* too; QEMU keeps the name that it knows."""
         image = chain.image(source)
-        temporary = target.with_name(f".{target.name}{files.NEW}")
+        temporary = files.unmade(target)
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         files.rename_over(temporary, target)

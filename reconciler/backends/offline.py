@@ -11,15 +11,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, assert_never
 
 from reconciler.model.errors import ReconcilerError
 from reconciler.model.extents import Extents, Range, ranges
-from reconciler.model.image import Chain, Format, Identity, Image
+from reconciler.model.image import Chain, Format, Image
 from reconciler.model.steps import (
     Attach,
     Commit,
@@ -31,6 +31,7 @@ from reconciler.model.steps import (
     Rename,
     Resize,
     Step,
+    touched,
 )
 from reconciler.tools import files, images, qcow2, qemuimg, storage_daemon, views
 
@@ -56,8 +57,7 @@ class Offline:
     One disk, worked on with qemu-img.
 
     Attributes:
-        formats: Formats that the spec names, by file.
-        default: The spec's default format.
+        trust: Which files may be opened, and in which format.
         names: Files with two names; see `images.with_names`.
         verify: What is compared: nothing, what was moved, or (by the caller
             too) every kept view.
@@ -66,8 +66,7 @@ class Offline:
         live: QEMU does the work, and goes on with the names that it knows.
     """
 
-    formats: Mapping[Identity, Format] = field(default_factory=dict)
-    default: Format = "qcow2"
+    trust: images.Trust = field(default_factory=images.Trust)
     names: Mapping[Path, Path] = field(default_factory=dict)
     verify: Verify = "moved"
     bandwidth: int | None = None
@@ -78,14 +77,11 @@ class Offline:
         """The chain whose active image is *active*; empty where that does not exist."""
         if active is None or not active.exists():
             return Chain()
-        return images.with_names(images.walk(active, self.formats, self.default), self.names)
+        return images.with_names(images.walk(active, self.trust), self.names)
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
+    def run(self, step: Step, chain: Chain) -> Together | None:
         """
         Carry out *step* on *chain*, as it is on the disk now.
-
-        Args:
-            again: The step may have begun before and was interrupted.
 
         Returns:
             What is left to be done together with the other disks of the domain.
@@ -99,16 +95,18 @@ class Offline:
                 with files.guarded(chain.images[-1].path) if len(chain) else nullcontext():
                     self._create(step, chain)
             case Commit():
-                self._commit(step, chain, again)
+                self._commit(step, chain)
             case Pull(into, base):
                 below = None if base is None else chain.up_to(base)
-                self._pull(into, below, chain)
+                with _guard(chain, chain.image(into)):
+                    self._pull(into, below, chain)
             case Rebase(image, backing):
-                self._rebase(image, backing, chain)
+                with _guard(chain, chain.image(image)):
+                    self._rebase(image, backing, chain)
             case Rename(source, target):
                 self._rename(source, target, chain)
             case Resize(image, size):
-                qemuimg.run(qemuimg.resize(image, chain.image(image).format, size))
+                qemuimg.run(qemuimg.resize(image, chain.image(image).format, size), writes=[image])
                 files.sync(image)
             case Remove(image):
                 with files.guarded(image):
@@ -161,10 +159,21 @@ class Offline:
     def settle(self) -> None:
         """Make durable what an interrupted step has left in memory; here all of it is."""
 
+    def mend(self, step: Step, chain: Chain) -> None:
+        """
+        Mend what an interrupted *step* has left in the metadata of the image that it wrote.
+
+        A write that was torn, or never came, leaves reference counts that are
+        wrong and clusters that nobody uses; no view reads differently.
+        """
+        for path in touched(step):
+            if path in chain and chain.image(path).format == "qcow2":
+                qemuimg.repair(path)
+
     def go_back(self, image: Path, recorded: str, recorded_format: str | None) -> None:
         """Let *image* name the backing file again that it had before an interruption."""
         argv = qemuimg.relink(image, recorded, "raw" if recorded_format == "raw" else "qcow2")
-        qemuimg.run(argv)
+        qemuimg.run(argv, writes=[image])
         files.sync(image)
 
     def check(self, image: Image) -> None:
@@ -176,7 +185,7 @@ class Offline:
         return bool(chain.active and chain.active.path == step.image)
 
     def _create(self, step: Create, chain: Chain) -> None:
-        temporary = step.image.with_name(f".{step.image.name}{files.NEW}")
+        temporary = files.unmade(step.image)
         temporary.unlink(missing_ok=True)
         like: Image | None = chain.active
         if step.backing is None:
@@ -187,11 +196,9 @@ class Offline:
             name = link_name(step.image, backing.path, relative=relative)
             argv = qemuimg.create_on(temporary, name, backing.format, step.size)
             like = like or backing
-        qemuimg.run(argv)
+        qemuimg.run(argv, writes=[step.image.parent])
         if like is not None and like.owner:
-            with suppress(PermissionError):
-                os.chown(temporary, *like.owner)
-            os.chmod(temporary, 0o600 | like.mode & 0o060)
+            files.own(temporary, like.owner, 0o600 | like.mode & 0o060)
         files.sync(temporary)
         files.rename_new(temporary, step.image)
 
@@ -204,30 +211,32 @@ class Offline:
             raise WrongContent(f"{path} does not exist any more")
         return found
 
-    def _commit(self, step: Commit, chain: Chain, again: bool) -> None:
+    def _commit(self, step: Commit, chain: Chain) -> None:
         base, top = chain.image(step.base), chain.image(step.top)
         below, upper = chain.up_to(step.base).images, chain.up_to(step.top).images
         depth = len(upper) - len(below)
-        if again and base.format == "qcow2":
-            qemuimg.repair(base.path)
-        self.check(base)
-        extents = self._map(upper)
-        moved = ranges(one for one in extents if one.present and one.depth < depth)
-        written = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            overlay = upper[len(below)]
-            name = qemuimg.commit_name(base, overlay)
-            qemuimg.run(qemuimg.commit(top.path, name, self.bandwidth), self.progress)
-            os.fsync(written)
-        finally:
-            os.close(written)
-        self.check(base)
-        grown = images.read_image(base.path, base.format)
-        if grown.virtual_size != top.virtual_size:
-            raise WrongContent(
-                f"{base} has {grown.virtual_size} bytes after the commit, {top} {top.virtual_size}"
-            )
-        self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
+        with _guard(chain, top, base):
+            self.check(base)
+            extents = self._map(upper)
+            moved = ranges(one for one in extents if one.present and one.depth < depth)
+            written = os.open(base.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                overlay = upper[len(below)]
+                name = qemuimg.commit_name(base, overlay)
+                argv = qemuimg.commit(top.path, name, self.bandwidth)
+                reads = (image.path for image in upper)
+                qemuimg.run(argv, self.progress, reads=reads, writes=[top.path, base.path])
+                os.fsync(written)
+            finally:
+                os.close(written)
+            self.check(base)
+            grown = images.read_image(base.path, base.format)
+            if grown.virtual_size != top.virtual_size:
+                raise WrongContent(
+                    f"{base} has {grown.virtual_size} bytes after the commit, "
+                    f"{top} {top.virtual_size}"
+                )
+            self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
         if step.relink and (above := chain.overlay_of(top.path)):
             self._relink(above, base)
 
@@ -294,7 +303,8 @@ class Offline:
                 )
         name = link_name(image.path, below[-1].path, relative=is_relative(image)) if below else ""
         argv = qemuimg.rebase(image.path, name, below[-1].format if below else None)
-        qemuimg.run(argv, self.progress)
+        reads = (one.path for one in (*upper, *below))
+        qemuimg.run(argv, self.progress, reads=reads, writes=[image.path])
         files.sync(image.path)
         self.check(image)
         try:
@@ -327,7 +337,8 @@ class Offline:
         if there is None:
             return None
         known: Format = "raw" if recorded_format == "raw" else "qcow2"
-        return images.walk(below, {there: known, **self.formats}, self.default)
+        formats = {there: known, **self.trust.formats}
+        return images.walk(below, replace(self.trust, formats=formats))
 
     def confirm_relinked(self, chain: Chain, image: Path, old: Chain) -> bool:
         """
@@ -381,7 +392,7 @@ class Offline:
             return
         # the overlay names the source until its header is rewritten: both names, then one
         if not files.same_file(source, target):
-            second = target.with_name(f".{target.name}{files.NEW}")
+            second = files.unmade(target)
             second.unlink(missing_ok=True)
             os.link(source, second)
             files.rename_over(second, target)
@@ -397,7 +408,8 @@ class Offline:
     def _record(image: Path, backing: Image | None, *, relative: bool) -> None:
         """Rewrite the backing name of *image*: one small write, made durable."""
         name = link_name(image, backing.path, relative=relative) if backing else ""
-        qemuimg.run(qemuimg.relink(image, name, backing.format if backing else None))
+        argv = qemuimg.relink(image, name, backing.format if backing else None)
+        qemuimg.run(argv, writes=[image])
         files.sync(image)
 
     def _map(self, upper: Sequence[Image]) -> Extents:
@@ -425,6 +437,18 @@ class Offline:
             raise WrongContent(
                 f"{what} differ near byte {at} after the copy; nothing was relinked or removed"
             )
+
+
+def _guard(chain: Chain, *opened: Image) -> AbstractContextManager[None]:
+    """
+    No guest opens the active image meanwhile.
+
+    Where a tool has it open for writing (it is among *opened*), QEMU's own lock does the same.
+    """
+    active = chain.active
+    if active is None or active in opened:
+        return nullcontext()
+    return files.guarded(active.path)
 
 
 def _stands_on(chain: Chain, image: Path, backing: Path) -> bool:

@@ -25,7 +25,7 @@ class ShutOff(Offline):
     domain: str = ""
     target: str = ""
 
-    def run(self, step: Step, chain: Chain, *, again: bool = False) -> Together | None:
+    def run(self, step: Step, chain: Chain) -> Together | None:
         """Carry out *step*, as `Offline.run` does; an attach changes the definition."""
         assert self.host is not None
         match step:
@@ -35,7 +35,7 @@ class ShutOff(Offline):
             case _:
                 # after a block job the definition spells out backing files that will not be there
                 self.host.follow_headers(self.domain, self.target)
-                return Offline.run(self, step, chain, again=again)
+                return Offline.run(self, step, chain)
 
     def done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* has left its mark on disk or in the definition."""

@@ -16,16 +16,18 @@ from rich.text import Text
 from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
+from reconciler.cli.stopping import Stop
+from reconciler.engine import history
 from reconciler.engine.applying import Applier, Options, Work
 from reconciler.engine.looking import Look
 from reconciler.engine.planning import plan_all, plan_disk
-from reconciler.engine.state import StateFolder
+from reconciler.engine.state import StateFolder, now
 from reconciler.model.desired import Spec
 from reconciler.model.errors import Mistake
 from reconciler.model.plan import DiskPlan, Plan
-from reconciler.spec import load
 from reconciler.spec.planfile import SavedPlan, read_plan
 
+Loading = Callable[[Sequence[Path], str | None], Spec]
 Looking = Callable[[Spec, StateFolder, Sequence[str] | None], list[Look]]
 ROUNDS = 4
 """Most plans that one apply makes for a disk: what was interrupted, then the rest."""
@@ -44,8 +46,19 @@ class Result:
 
 @dataclass(slots=True)
 class Session:
-    """One call of ``apply``."""
+    """
+    One call of ``apply``.
 
+    Attributes:
+        loading: Reads the specs at some paths, through a connection, as the host allows.
+        max_drops: Most restore points that go without a person who says yes; None: as the
+            host's config says.
+        stop: Asked to, nothing more begins.
+    """
+
+    loading: Loading
+    max_drops: int | None
+    stop: Stop
     states: StateFolder
     options: Options
     target: Sequence[str] | None
@@ -55,22 +68,22 @@ class Session:
     jobs: int = 1
     results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
-    _asked: bool = False
+    _steps: dict[str, list[str]] = field(default_factory=dict)
 
     def apply_specs(self, paths: Sequence[Path], looking: Looking) -> bool:
         """Plan *paths*, ask, apply; True where every disk is as its spec says."""
-        spec = load(paths).through(self.connection)
+        spec = self.loading(paths, self.connection)
         looks = looking(spec, self.states, self.target)
         plan = plan_all(tuple(path.absolute() for path in paths), looks)
         self._show(plan)
         if plan.changes:
-            self._ask()
+            self._ask(plan, spec.host.max_drops if self.max_drops is None else self.max_drops)
         return self._run(spec, plan, looks)
 
     def apply_file(self, path: Path) -> bool:
         """Apply the plan saved in *path*, disk by disk, or refuse a disk as stale."""
         saved = read_plan(path)
-        spec = _connected(load(saved.sources).through(self.connection), saved)
+        spec = _connected(self.loading(saved.sources, self.connection), saved)
         chosen = [d for d in spec.disks if (d.domain, d.target) in saved.disks]
         gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
         for domain, target in sorted(gone):
@@ -88,9 +101,19 @@ class Session:
         if not self.as_json and (plan.errors or any(disk.steps for disk in plan.disks)):
             report.print_plan(plan, report.console(), None)
 
-    def _ask(self) -> None:
-        """Ask on a terminal; without one only ``-y`` goes on."""
+    def _ask(self, plan: Plan, max_drops: int) -> None:
+        """Ask on a terminal; without one only ``-y`` goes on, up to *max_drops*."""
         if self.yes:
+            gone = sum(
+                len(points.dropped) + len(points.discarded)
+                for points in (disk.restore_points for disk in plan.disks if disk.now)
+            )
+            if gone > max_drops:
+                raise Mistake(
+                    f"nothing was done: {gone} restore points would go, and -y alone takes away at "
+                    f"most {max_drops}; look at the plan, then say --max-drops {gone} (or "
+                    "raise max_drops in the host's config)"
+                )
             return
         if self.as_json or not sys.stdin.isatty():
             raise Mistake(
@@ -106,11 +129,13 @@ class Session:
             # without libvirt, disks of a domain have nothing to do at the same moment
             key = (disk.connection, disk.domain) if disk.connection else disk.label
             domains.setdefault(key, []).append((disk, found))
-        if self.jobs > 1 and len(domains) > 1:
-            self._in_parallel(spec, list(domains.values()))
-        else:
-            self._in_turn(spec, domains.values())
+        with self.stop.between_steps():
+            if self.jobs > 1 and len(domains) > 1:
+                self._in_parallel(spec, list(domains.values()))
+            else:
+                self._in_turn(spec, domains.values())
         good = all(result.status in ("applied", "unchanged") for result in self.results)
+        self._write_history(spec)
         if self.as_json:
             print(json.dumps(self._as_data(plan), indent=2))
         else:
@@ -144,6 +169,8 @@ class Session:
         for _ in range(ROUNDS):
             if not left:
                 return
+            for disk, _ in left:
+                self._steps.setdefault(disk.label, []).extend(str(one.step) for one in disk.now)
             errors = applier.apply(left)
             for (disk, _), error in zip(left, errors, strict=True):
                 done[disk.label] += len(disk.now)
@@ -188,6 +215,17 @@ class Session:
 
     def _failed(self, disk: DiskPlan, why: str, done: int) -> None:
         self._result(Result(disk.domain, disk.target, "failed", why, done))
+
+    def _write_history(self, spec: Spec) -> None:
+        digest = history.spec_digest(spec.sources)
+        for one in self.results:
+            if one.status not in ("applied", "failed"):
+                continue
+            done = tuple(self._steps.get(f"{one.domain}:{one.target}", ())[: one.steps_done])
+            record = history.Record(
+                now(), one.domain, one.target, digest, one.status, one.message, done
+            )
+            history.add(self.states.folder, record)
 
     def _result(self, result: Result, *, said: bool = False) -> None:
         self.results.append(result)

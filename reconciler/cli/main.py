@@ -23,6 +23,7 @@ from reconciler.model.errors import Mistake, ReconcilerError, SpecError
 from reconciler.model.plan import Plan
 from reconciler.model.units import parse_size
 from reconciler.spec import load
+from reconciler.spec.host import read_host
 
 if TYPE_CHECKING:
     from reconciler.cli.applying import Session
@@ -125,7 +126,7 @@ def show(
     from reconciler.engine import showing
 
     paths = _paths(spec)
-    looks = _look(load(paths).through(connect), _states(context, state_dir), target)
+    looks = _look(_loaded(paths, connect), _states(context, state_dir), target)
     plans = plan_all(_sources(paths), looks)
     if as_json:
         _print_json(showing.as_data(looks, plans.disks))
@@ -149,7 +150,7 @@ def plan(
 ) -> None:
     """Show the steps that bring each disk to its spec, and why; change nothing."""
     paths = _paths(spec)
-    looks = _look(load(paths).through(connect), _states(context, state_dir), target)
+    looks = _look(_loaded(paths, connect), _states(context, state_dir), target)
     made = plan_all(_sources(paths), looks)
     if output is not None:
         _save(output, made)
@@ -195,17 +196,39 @@ def apply(
     jobs: Annotated[
         int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
     ] = 1,
+    max_drops: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="With -y: take away at most N restore points (default: the host's config, 10).",
+        ),
+    ] = None,
+    lock_timeout: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Wait so long for another virt-chain."),
+    ] = 10.0,
     connect: Connect = None,
     state_dir: StateDir = None,
 ) -> None:
     """Bring each disk to its spec: plan, ask, do, look again."""
     from reconciler.cli.applying import Session
+    from reconciler.cli.stopping import Stop
     from reconciler.engine.applying import Options
 
     rate = None if bandwidth is None else _rate(bandwidth)
+    stop = Stop()
     session = Session(
+        loading=_loaded,
+        max_drops=max_drops,
         states=_states(context, state_dir),
-        options=Options(verify=verify.value, bandwidth=rate),
+        stop=stop,
+        options=Options(
+            verify=verify.value,
+            bandwidth=rate,
+            patience=lock_timeout,
+            stopping=lambda: stop.asked,
+        ),
         target=target,
         connection=connect,
         jobs=jobs,
@@ -213,6 +236,49 @@ def apply(
         yes=yes,
     )
     raise typer.Exit(_applied(session, spec))
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    domain: Annotated[
+        list[str] | None, typer.Argument(metavar="[DOMAIN[:DISK]]...", help="Left out: all.")
+    ] = None,
+    as_json: Json = False,
+    state_dir: StateDir = None,
+) -> None:
+    """List what was applied when, from which spec, and how it ended."""
+    from reconciler.cli import past
+    from reconciler.engine.history import read
+
+    records = list(read(_states(context, state_dir).folder))
+    if domain:
+        records = [one for one in records if past.is_of(one, domain)]
+    if as_json:
+        _print_json({"history": past.as_data(records)})
+    else:
+        past.print_history(records)
+
+
+@app.command()
+def gc(
+    spec: Specs = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Images whose time is not over, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Empty the quarantine: remove images whose time there is over."""
+    from reconciler.cli import past
+    from reconciler.engine.collecting import empty_quarantine
+
+    loaded = _loaded(_paths(spec), None)
+    done = empty_quarantine(loaded, dry_run=dry_run, everything=everything)
+    if as_json:
+        _print_json(past.kept_as_data(done))
+    else:
+        past.print_kept(done, dry_run=dry_run)
 
 
 def _applied(session: Session, spec: list[Path] | None) -> Exit:
@@ -223,6 +289,11 @@ def _applied(session: Session, spec: list[Path] | None) -> Exit:
     else:
         good = session.apply_specs(_paths(spec), _look)
     return Exit.DONE if good else Exit.ERROR
+
+
+def _loaded(paths: Sequence[Path], connect: str | None) -> Spec:
+    """The specs at *paths*, as far as this host allows."""
+    return load(paths).through(connect).on(read_host())
 
 
 def _paths(spec: list[Path] | None) -> list[Path]:
@@ -299,12 +370,18 @@ def _print_plan(made: Plan, apply_with: str) -> None:
         )
 
 
+_TYPER_INTERRUPTED = 130
+"""What typer makes of a KeyboardInterrupt.  Source: typer/core.py, _main."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """The exit code of ``virt-chain ARGUMENTS``; every error is one clear message."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(list(arguments), prog_name="virt-chain", standalone_mode=False)
-        return int(code or Exit.DONE)
+        if code != _TYPER_INTERRUPTED:
+            return int(code or Exit.DONE)
+        _say("interrupted; nothing is lost: virt-chain apply continues")
     except SpecError as error:
         from reconciler.cli.naming import printable
 

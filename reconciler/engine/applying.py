@@ -30,7 +30,7 @@ from reconciler.engine.state import (
     now,
 )
 from reconciler.model.desired import Spec
-from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StepFailed
+from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StepFailed, Stopped
 from reconciler.model.image import Chain, Identity, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
@@ -46,7 +46,7 @@ from reconciler.model.steps import (
     touched,
 )
 from reconciler.planner.making import room
-from reconciler.tools import files, images, views
+from reconciler.tools import files, images, quarantine, views
 
 if TYPE_CHECKING:
     from reconciler.backends.together import Together
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds to wait for another virt-chain that works on the same disk or folder."""
+"""Seconds to wait for another virt-chain on the same disk or folder, where nothing else is said."""
 
 
 Work = tuple[DiskPlan, Look]
@@ -81,10 +81,20 @@ class Reporter(Protocol):
 
 @dataclass(slots=True)
 class Options:
-    """How to apply: what to compare, and how fast (bytes a second) to copy."""
+    """
+    How to apply.
+
+    Attributes:
+        verify: What to compare.
+        bandwidth: How fast to copy, in bytes a second; None: without a limit.
+        patience: Seconds to wait for another virt-chain on the same disk or folder.
+        stopping: True when nothing more shall begin.
+    """
 
     verify: Verify = "moved"
     bandwidth: int | None = None
+    patience: float = PATIENCE
+    stopping: Callable[[], bool] = lambda: False
 
 
 @dataclass(slots=True)
@@ -167,6 +177,11 @@ class Applier:
             )
         return replace(current, restart=plan.restart)
 
+    def go_on(self) -> None:
+        """Raises Stopped at a point that is as good as any to stop at."""
+        if self.options.stopping():
+            raise Stopped("stopped as asked; nothing is lost: virt-chain apply continues")
+
     def planned_again(self, found: Look) -> Work:
         """What is left to do for a disk after its plan was carried out."""
         fresh = again(found, self.spec, self.states, self._confirmed.get(found.desired.label))
@@ -190,7 +205,19 @@ class Applier:
         state = replace(found.state, active=active.path if active else None, unfinished=None)
         if active and state != found.state:
             state = replace(state, applied=now())
+            self._tidy(found)
             self.states.write(found.desired.domain, found.desired.target, state)
+
+    def _tidy(self, found: Look) -> None:
+        """Remove what steps that were interrupted have begun to make."""
+        unfinished = found.state.unfinished
+        if unfinished is None:
+            return
+        disk = found.desired
+        with files.locked(self.states.lock_file(disk.domain, disk.target), disk.label):
+            for step in unfinished.steps:
+                for path in touched(step):
+                    files.unmade(path).unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
@@ -199,15 +226,33 @@ class Applier:
         places += [(folder, str(folder)) for folder in sorted(_folders(plans) - self._folders)]
         with ExitStack() as held:
             for path, what in places:
-                held.enter_context(_wait_for(path, what))
+                held.enter_context(self._wait_for(path, what))
             yield
+
+    @contextmanager
+    def _wait_for(self, path: Path, what: str) -> Iterator[None]:
+        until = time.monotonic() + self.options.patience
+        while True:
+            self.go_on()
+            try:
+                lock = files.locked(path, what)
+                lock.__enter__()
+                break
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
 
     @contextmanager
     def folders_held(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
         """Hold every folder of *plans* for all domains that are worked on side by side."""
         with ExitStack() as held:
             for folder in sorted(_folders(plans)):
-                held.enter_context(_wait_for(folder, str(folder)))
+                held.enter_context(self._wait_for(folder, str(folder)))
             self._folders = frozenset(_folders(plans))
             try:
                 yield
@@ -265,8 +310,7 @@ def _backend(
 ) -> Offline:
     """Who does the steps of *found*: qemu-img, or libvirt while the guest runs."""
     common: dict[str, Any] = {
-        "formats": found.formats,
-        "default": found.desired.format,
+        "trust": found.trust,
         "names": names,
         "verify": applier.options.verify,
         "bandwidth": applier.options.bandwidth,
@@ -288,22 +332,8 @@ def _backend(
     return ShutOff(**common, **where)
 
 
-@contextmanager
-def _wait_for(path: Path, what: str) -> Iterator[None]:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            lock = files.locked(path, what)
-            lock.__enter__()
-            break
-        except Busy:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
+def _identities(chain: Chain) -> dict[Path, Identity | None]:
+    return {image.path: image.identity for image in chain}
 
 
 @dataclass(slots=True)
@@ -322,8 +352,10 @@ class _Run:
     written: dict[Path, None] = field(default_factory=dict)
     merged_at: dict[Path, int] = field(default_factory=dict)
     overlays: dict[Identity, tuple[Path, ...]] = field(default_factory=dict)
+    looked_at: dict[Path, Identity | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.looked_at = _identities(self.found.chain)
         self.state = self.found.state
         self.names = dict(self.state.names)
         self.backend = _backend(self.found, self.names, self.applier, self._pivoting)
@@ -334,6 +366,8 @@ class _Run:
     def run(self) -> Going:
         """Each step in turn; yields what has to be done together with other disks."""
         self._define()
+        if self.resumed is None:
+            self.applier._tidy(self.found)
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
@@ -445,7 +479,12 @@ class _Run:
         return Unfinished(
             steps=tuple(one.step for one in unit),
             remove=tuple(
-                Leftover(image.path, image.identity, files.changed(image.path))
+                Leftover(
+                    image.path,
+                    image.identity,
+                    files.changed(image.path),
+                    image.path in self.plan.restore_points.discarded,
+                )
                 for image in (*gone, *second)
                 if image.identity
             ),
@@ -458,6 +497,7 @@ class _Run:
 
     def _step(self, planned: PlannedStep, *, again: bool) -> Going:
         step = planned.step
+        self.applier.go_on()
         self.number += 1
         began = time.monotonic()
         self.applier.reporter.step(self.plan, self.number, planned)
@@ -466,10 +506,12 @@ class _Run:
             chain = self.backend.observe(self.active)
             if again:
                 self.backend.settle()
+                self.backend.mend(step, chain)
             if again and self._was_done(step, chain):
                 if isinstance(step, Commit) and step.top.exists():
                     self.merged_at[step.top] = files.changed(step.top)
                 self._follow(step)
+                self.looked_at = {}
             else:
                 # looking at what was done may have put a header back
                 chain = self.backend.observe(self.active) if again else chain
@@ -487,13 +529,15 @@ class _Run:
         step = planned.step
         if not again and chain.paths != planned.before.paths:
             raise StaleChain(f"the chain is {chain} now, not {planned.before}")
+        self._same_files(chain)
         self._room(planned)
         sources = {path: files.changed(path) for path in self.backend.read_sources(step, chain)}
-        if isinstance(step, Rename) and step.target in self.merged_at:
-            with files.guarded(step.target):
+        with ExitStack() as held:
+            if isinstance(step, Rename) and step.target in self.merged_at:
+                held.enter_context(files.guarded(step.target))
                 self._unchanged(step)
-                self.backend.run(step, chain, again=again)
-        elif (together := self.backend.run(step, chain, again=again)) is not None:
+            together = self.backend.run(step, chain)
+        if together is not None:
             yield together
         for path, changed in sources.items():
             if files.changed(path) != changed:
@@ -503,8 +547,17 @@ class _Run:
             self.merged_at[step.top] = files.changed(step.top)  # a guest may have written to it
         self._follow(step)
         after = self.backend.observe(self.active)
+        self._same_files(after, touched(step))
+        self.looked_at = _identities(after)
         if not again and after.paths != planned.after.paths:
             raise StaleChain(f"the chain is {after} after it, not {planned.after}")
+
+    def _same_files(self, chain: Chain, renamed: Sequence[Path] = ()) -> None:
+        """A file that somebody has put in the place of an image that was looked at is no image."""
+        for image in chain:
+            known = self.looked_at.get(image.path, image.identity)
+            if known != image.identity and image.path not in renamed:
+                raise StaleChain(f"{image.path} is another file now than when the plan was made")
 
     def _was_done(self, step: Step, chain: Chain) -> bool:
         """True where the interrupted *step* is done, and reads right."""
@@ -638,7 +691,8 @@ class _Run:
         removals = tuple(removals)
         if not removals:
             return
-        self.overlays = images.scan(folder for folder in self._folders() if folder.is_dir())
+        folders = [folder for folder in self._folders() if folder.is_dir()]
+        self.overlays = images.scan(folders, self.found.trust)
         for planned in removals:
             self._remove(planned)
         removed = {path for planned in removals for path in touched(planned.step)}
@@ -648,6 +702,7 @@ class _Run:
     def _remove(self, planned: PlannedStep) -> None:
         assert isinstance(planned.step, Remove)
         path = planned.step.image
+        self.applier.go_on()
         self.number += 1
         began = time.monotonic()
         self.applier.reporter.step(self.plan, self.number, planned)
@@ -670,7 +725,13 @@ class _Run:
             text = f"{left.path.name} stays on disk: {', '.join(users)} stands on it"
             self.applier.reporter.note(self.plan, text)
         elif planning.still_there(left):
-            self.backend.run(step, Chain())
+            seconds = self.applier.spec.host.keep(discarded=left.discarded)
+            if not seconds:
+                self.backend.run(step, Chain())
+                return
+            with files.guarded(left.path):
+                put = quarantine.put(left.path, seconds)
+            self.applier.reporter.note(self.plan, f"{left.path.name} is kept as {put}")
 
     def _users_of(self, left: Leftover) -> list[str]:
         """Names of images that stand on the leftover, by the look at all headers."""

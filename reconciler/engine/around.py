@@ -113,6 +113,16 @@ class Around:
                         if path is not None and path.is_absolute():
                             yield images.real(path), f"{domain.name}:{target}"
 
+    def named(self, disk: DesiredDisk) -> Iterator[Path]:
+        """The images that the XML of *disk*'s domain has for it, links resolved."""
+        for domain in self.domains.get(disk.connection or "", ()):
+            if domain.name != disk.domain:
+                continue
+            for disks in (domain.live, domain.persistent):
+                source = disks.get(disk.target)
+                if source is not None and source.path is not None and source.path.is_absolute():
+                    yield images.real(source.path)
+
     def disk(self, disk: DesiredDisk) -> Found:
         """
         *disk* as libvirt has it.

@@ -16,7 +16,7 @@ from reconciler.model.errors import ReconcilerError
 from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename
 from reconciler.planner.task import Task, View, Wanted
-from reconciler.tools import files, images, qemuimg
+from reconciler.tools import files, images, process, qemuimg
 
 if TYPE_CHECKING:
     from reconciler.tools.hypervisor import Hypervisor
@@ -33,6 +33,7 @@ class Look:
     Attributes:
         chain: The observed chain; empty: the disk is new, or *error* says why.
         task: What the planner gets; None where *error* is set.
+        trust: Which files may be opened for it, and in which format.
         claimed: Leftovers of this disk that somebody else stands on or lists.
         error: Why the disk cannot be planned.
         host, domain: libvirt's part of it; None where the disk has no connection.
@@ -44,7 +45,7 @@ class Look:
     state: DiskState
     chain: Chain
     task: Task | None
-    formats: dict[Identity, Format]
+    trust: images.Trust = field(default_factory=images.Trust)
     error: str | None = None
     claimed: dict[Path, str] = field(default_factory=dict)
     host: Hypervisor | None = None
@@ -78,6 +79,7 @@ class _Walked:
     outside: tuple[tuple[Path, Chain], ...] = ()
     error: str | None = None
     found: Found | None = None
+    trust: images.Trust = field(default_factory=images.Trust)
 
 
 def look(
@@ -93,14 +95,16 @@ def look(
         only: Disks to return; the others are looked at for what they share.
         confirmed: A chain that QEMU has read already, and need not read again.
     """
-    formats = _formats(spec)
+    process.limit(spec.host.limits)
     labels = {disk.label for disk in (spec.disks if only is None else only)}
     around = Around.of(spec)
-    walked = [_walk(disk, states, formats, around) for disk in spec.disks]
-    chosen = [_compared(one, formats) for one in walked if one.desired.label in labels]
-    known = _known([one for one in walked if one.desired.label not in labels] + chosen, around)
+    trust = images.Trust(_formats(spec), roots=_roots(spec, around))
+    walked = [_walk(disk, states, trust, around) for disk in spec.disks]
+    chosen = [_compared(one) for one in walked if one.desired.label in labels]
+    every = [one for one in walked if one.desired.label not in labels] + chosen
+    known = _known(every, around, trust)
     chosen = _trusted(chosen, states)
-    return [_with_task(one, known, formats) for one in _confirmed(chosen, confirmed)]
+    return [_with_task(one, known) for one in _confirmed(chosen, confirmed)]
 
 
 def _trusted(chosen: Sequence[_Walked], states: StateFolder) -> list[_Walked]:
@@ -147,11 +151,20 @@ def _formats(spec: Spec) -> dict[Identity, Format]:
     return found
 
 
-def _walk(
-    disk: DesiredDisk, states: StateFolder, formats: dict[Identity, Format], around: Around
-) -> _Walked:
+def _roots(spec: Spec, around: Around) -> tuple[Path, ...]:
+    """Folders below which images may lie: as the host's config says, else those of the spec."""
+    if spec.host.allowed_roots is not None:
+        return tuple(images.real(root) for root in spec.host.allowed_roots)
+    found = {images.real(entry.path).parent for disk in spec.disks for entry in disk.chain}
+    found |= {disk.directory for disk in spec.disks}
+    found |= {path.parent for disk in spec.disks for path in around.named(disk)}
+    return tuple(sorted(found))
+
+
+def _walk(disk: DesiredDisk, states: StateFolder, trust: images.Trust, around: Around) -> _Walked:
     state = DiskState()
     chain = Chain()
+    trust = replace(trust, default=disk.format)
     listed = tuple(images.real(entry.path) for entry in disk.chain)
     found: Found | None = None
     try:
@@ -162,27 +175,27 @@ def _walk(
             found = around.disk(disk)
             known = found.path.exists() or state.applied is not None
             active = found.path if known else None
-            formats = {**found.formats, **formats}
+            trust = replace(trust, formats={**found.formats, **trust.formats})
         if active:
-            chain = images.walk(active, formats, disk.format)
+            chain = images.walk(active, trust)
             chain = images.with_names(chain, state.names)
     except ReconcilerError as error:
-        return _Walked(disk, listed, state, chain, error=str(error), found=found)
-    return _Walked(disk, listed, state, chain, found=found)
+        return _Walked(disk, listed, state, chain, error=str(error), found=found, trust=trust)
+    return _Walked(disk, listed, state, chain, found=found, trust=trust)
 
 
-def _compared(one: _Walked, formats: dict[Identity, Format]) -> _Walked:
+def _compared(one: _Walked) -> _Walked:
     """*one*, with what there is of each image that its desired chain lists."""
     disk, chain = one.desired, one.chain
     if one.error is not None:
         return one
     try:
         wanted = tuple(
-            _wanted(entry, path, disk, chain, one.state, formats)
+            _wanted(entry, path, chain, one.state, one.trust)
             for entry, path in zip(disk.chain, one.listed, strict=True)
         )
         outside = tuple(
-            (each.path, images.walk(each.path, formats, disk.format))
+            (each.path, images.walk(each.path, one.trust))
             for each in wanted
             if each.image is not None and each.path not in chain
         )
@@ -233,16 +246,15 @@ def _reached(state: DiskState) -> Path | None:
 def _wanted(
     entry: Entry,
     path: Path,
-    disk: DesiredDisk,
     chain: Chain,
     state: DiskState,
-    formats: dict[Identity, Format],
+    trust: images.Trust,
 ) -> Wanted:
     there = images.identity(path)
     image: Image | None = next((one for one in chain if there and one.identity == there), None)
     left = any(one.path == path and one.identity == there for one in state.leftovers)
     if image is None and os.path.lexists(path) and not left:
-        image = images.read_image(path, (formats.get(there) if there else None) or disk.format)
+        image = trust.image(path)
     return Wanted(
         path=image.path if image else path,
         name=entry.name,
@@ -283,7 +295,7 @@ class _Known:
     templates: frozenset[Path]
 
 
-def _known(walked: Sequence[_Walked], around: Around) -> _Known:
+def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust) -> _Known:
     disks: dict[Path, dict[str, None]] = {}
     listed: set[Path] = set()
     templates: set[Path] = set()
@@ -299,25 +311,25 @@ def _known(walked: Sequence[_Walked], around: Around) -> _Known:
     for path, label in around.sources():
         disks.setdefault(path, {})[label] = None
     return _Known(
-        images.scan(_folders(walked, around)),
+        images.scan(_folders(walked, around), trust),
         {path: tuple(labels) for path, labels in disks.items()},
         frozenset(listed),
         frozenset(templates),
     )
 
 
-def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> Look:
+def _with_task(one: _Walked, known: _Known) -> Look:
     disk, chain = one.desired, one.chain
     found = one.found
     if one.error is not None:
-        return _broken(one, formats, one.error)
+        return _broken(one, one.error)
     users, strangers = _users(one, known)
     folders = {image.path.parent for image in chain} | {w.path.parent for w in one.wanted}
     filesystems = {folder: os.stat(folder).st_dev for folder in folders if folder.is_dir()}
     missing = sorted(str(folder) for folder in folders - set(filesystems))
     if missing:
         missed = f"the folder {', '.join(missing)} does not exist; create it first"
-        return _broken(one, formats, missed)
+        return _broken(one, missed)
     discard = {images.real(path) for path in disk.discard}
     task = Task(
         domain=disk.domain,
@@ -346,7 +358,7 @@ def _with_task(one: _Walked, known: _Known, formats: dict[Identity, Format]) -> 
         one.state,
         chain,
         task,
-        {**found.formats, **formats} if found else formats,
+        one.trust,
         claimed=_claimed(one, known),
         host=found.host if found else None,
         domain=found.domain if found else None,
@@ -364,14 +376,14 @@ def _lost(one: _Walked, known: _Known) -> str | None:
     return one.found.lost(one.chain, known.overlays.get(active.identity, ()), ours=ours)
 
 
-def _broken(one: _Walked, formats: dict[Identity, Format], error: str) -> Look:
+def _broken(one: _Walked, error: str) -> Look:
     found = one.found
     return Look(
         one.desired,
         one.state,
         one.chain,
         None,
-        formats,
+        one.trust,
         error,
         host=found.host if found else None,
         domain=found.domain if found else None,

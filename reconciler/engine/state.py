@@ -36,11 +36,13 @@ class Leftover:
     Attributes:
         changed: Its modification time in nanoseconds when it went off the
             chain.  A later time means that somebody still uses it.
+        discarded: Its data was thrown away, and is nowhere else.
     """
 
     path: Path
     identity: Identity
     changed: int
+    discarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +310,8 @@ def _unfinished(data: dict[str, Any]) -> Unfinished:
 
 def _leftover(data: dict[str, Any]) -> Leftover:
     identity = Identity(int(data["device"]), int(data["inode"]))
-    return Leftover(Path(data["path"]), identity, int(data["changed"]))
+    discarded = data.get("discarded") is True
+    return Leftover(Path(data["path"]), identity, int(data["changed"]), discarded)
 
 
 def _dump(domain: str, disks: dict[str, DiskState]) -> str:
@@ -356,7 +359,8 @@ def _disk_data(state: DiskState) -> dict[str, Any]:
 
 def _leftover_data(one: Leftover) -> dict[str, Any]:
     where = {"device": one.identity.device, "inode": one.identity.inode}
-    return {"path": str(one.path), **where, "changed": one.changed}
+    data = {"path": str(one.path), **where, "changed": one.changed}
+    return {**data, "discarded": True} if one.discarded else data
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

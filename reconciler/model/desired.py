@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from reconciler.model.host import Host
 from reconciler.model.image import Format
 
 
@@ -81,10 +82,20 @@ class DesiredDisk:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Every disk of the specs that were loaded, in the order of the files."""
+    """
+    Every disk of the specs that were loaded, in the order of the files.
+
+    Attributes:
+        host: What this host allows, which no spec can widen.
+    """
 
     sources: tuple[Path, ...]
     disks: tuple[DesiredDisk, ...]
+    host: Host = field(default_factory=Host)
+
+    def on(self, host: Host) -> Spec:
+        """The same disks, as far as *host* allows."""
+        return replace(self, host=host)
 
     def through(self, connection: str | None) -> Spec:
         """The same disks on another connection; None: on their own."""

@@ -13,6 +13,7 @@ Every error that the package raises on purpose, by who acts next.
   - StateError      whoever looks after the state directory
   - HypervisorError what libvirt said: no connection, a refused or stuck job
   - Busy            wait for the other virt-chain or guest, then apply again
+  - Stopped         nobody: it was asked to stop; apply again goes on
 """
 
 from __future__ import annotations
@@ -124,6 +125,10 @@ class ProofFailed(ReconcilerError):
 
 class Mistake(ReconcilerError):
     """The command line asks for what cannot be meant; the operator types again."""
+
+
+class Stopped(ReconcilerError):
+    """A signal asked to stop, and this was a point where nothing is half done."""
 
 
 class Busy(ReconcilerError):

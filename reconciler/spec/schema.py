@@ -37,6 +37,14 @@ FORMS = {
     "description": "a text in quotes",
     "connection": 'a libvirt URI such as "qemu:///system", or leave the key out',
     "directory": 'a folder, such as "/var/lib/libvirt/images"',
+    # the host's config
+    "allowed_roots": 'absolute folders, such as allowed_roots = ["/var/lib/libvirt/images"]',
+    "max_drops": "a number, such as max_drops = 10",
+    "quarantine": 'how long, such as quarantine = "7d", or "0"',
+    "limits": 'a table, such as [limits] with memory = "4G"',
+    "memory": 'bytes or a string such as "4G"',
+    "seconds": "whole seconds, such as seconds = 300",
+    "output": 'bytes or a string such as "256M"',
 }
 """What to write for each key, told where something else stands there."""
 
@@ -62,7 +70,7 @@ class Fault:
 
 def schema(name: str = "chain") -> dict[str, Any]:
     """
-    The JSON Schema of a spec (``chain``) or of a plan file (``plan``).
+    The JSON Schema of a spec (``chain``), a plan file (``plan``) or the host's ``config``.
 
     It comes from the installed package, else from the source tree.
     """
@@ -74,14 +82,14 @@ def schema(name: str = "chain") -> dict[str, Any]:
     return loaded
 
 
-def check(data: dict[str, Any]) -> tuple[Fault, ...]:
+def check(data: dict[str, Any], name: str = "chain") -> tuple[Fault, ...]:
     """
-    Every way in which *data* breaks the schema.
+    Every way in which *data* breaks the schema *name*.
 
     Of another version nothing else can be judged, so that is told alone.
     """
     faults = dict.fromkeys(
-        fault for error in _validator().iter_errors(data) for fault in _faults(error)
+        fault for error in _validator(name).iter_errors(data) for fault in _faults(error)
     )
     other_version = tuple(fault for fault in faults if fault.path == ("version",))
     return other_version or tuple(faults)
@@ -101,7 +109,7 @@ def plan_fault(data: Any) -> str | None:
 
 
 @cache
-def _validator() -> Validator:
+def _validator(name: str) -> Validator:
     # jsonschema takes 90 ms to import: a command that reads no spec goes without.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
@@ -111,7 +119,7 @@ def _validator() -> Validator:
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
     strict = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
-    validator: Validator = strict(schema())
+    validator: Validator = strict(schema(name))
     return validator
 
 
@@ -148,8 +156,11 @@ def _faults(error: Any) -> Iterator[Fault]:
         case "maxLength":
             what = f"{_subject(path)} has {len(value)} characters; write {FORMS[_form(path)]}"
             yield Fault(path, what)
+        case "pattern":
+            yield Fault(path, f"{_subject(path)} is {_shown(value)}; write {FORMS[_form(path)]}")
         case "minimum" | "maximum":
-            advice = "a disk has from 512 bytes to 8 EiB"
+            of_disk = "a disk has from 512 bytes to 8 EiB"
+            advice = of_disk if _form(path) == "size" else f"write {FORMS[_form(path)]}"
             yield Fault(path, f"{_subject(path)} is out of range; {advice}")
         case _:
             yield Fault(path, f"{_subject(path)}: {error.message}")
@@ -178,6 +189,8 @@ def _form(path: KeyPath) -> str:
     match path:
         case (*_, "chain", int()):
             return "entry"
+        case ("allowed_roots", int()):
+            return "allowed_roots"
         case (*_, int()):
             return "name"
         case ("domains", _):

@@ -17,6 +17,12 @@ from reconciler.model.errors import Busy
 NEW = ".virt-chain-new"
 """Suffix of a file that is being made; it is never taken for a finished one."""
 
+
+def unmade(path: Path) -> Path:
+    """The name under which *path* is made before it gets its own."""
+    return path.with_name(f".{path.name}{NEW}")
+
+
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -94,11 +100,32 @@ def locked(path: Path, what: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Busy(
-                f"another virt-chain is working on {what}; wait for it, then apply again"
+                f"{_holder(os.fstat(descriptor).st_ino)} is working on {what}; wait for it, "
+                "or say --lock-timeout"
             ) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _holder(inode: int) -> str:
+    """
+    Who holds the lock on the file *inode*, in words.
+
+    Source: proc(5), /proc/locks; a holder on another host or in another
+    container is not among them.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            lock = line.split()
+            if lock[1] == "FLOCK" and int(lock[5].rpartition(":")[2]) == inode:
+                pid = int(lock[4])
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                words = [os.path.basename(os.fsdecode(word)) for word in command if word]
+                said = " ".join(words).partition("\n")[0][:80]
+                owner = Path(f"/proc/{pid}").stat().st_uid
+                return f"another virt-chain ({said[:80]}; pid {pid} of uid {owner} on this host)"
+    return "another virt-chain (on another host, or in a container)"
 
 
 @contextmanager
@@ -183,14 +210,36 @@ def take_manners(path: Path, like: Path) -> None:
     What an unprivileged user may not give stays as it is.
     """
     model = os.stat(like)
+    with _held(path) as descriptor:
+        give(descriptor, (model.st_uid, model.st_gid), stat.S_IMODE(model.st_mode))
+        with suppress(OSError):
+            for name in os.listxattr(like):
+                with suppress(OSError):
+                    os.setxattr(descriptor, name, os.getxattr(like, name))
+
+
+def own(path: Path, owner: tuple[int, int], mode: int) -> None:
+    """Give the file *path*, which was just made, its owner and mode."""
+    with _held(path) as descriptor:
+        give(descriptor, owner, mode)
+
+
+def give(descriptor: int, owner: tuple[int, int], mode: int) -> None:
+    """Owner and mode of an open file, as far as this user may give them."""
     with suppress(PermissionError):
-        os.chown(path, model.st_uid, model.st_gid)
+        os.fchown(descriptor, *owner)
     with suppress(PermissionError):
-        os.chmod(path, stat.S_IMODE(model.st_mode))
-    with suppress(OSError):
-        for name in os.listxattr(like):
-            with suppress(OSError):
-                os.setxattr(path, name, os.getxattr(like, name))
+        os.fchmod(descriptor, mode)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[int]:
+    """A descriptor of the very file *path*: a link that was put there leads nowhere."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def is_regular(path: Path) -> bool:

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.model.errors import ObserveError
@@ -40,13 +40,18 @@ def _opened(path: Path) -> Iterator[tuple[int, os.stat_result]]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ObserveError(f"{path} is no regular file; only images in files are handled")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        # a link or a pipe may have been put there in between
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise ObserveError(f"{path} does not exist") from None
     except OSError as error:
         raise ObserveError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        yield descriptor, os.fstat(descriptor)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ObserveError(f"{path} is no regular file any more")
+        yield descriptor, found
     finally:
         os.close(descriptor)
 
@@ -101,14 +106,52 @@ def read_image(path: Path, image_format: Format) -> Image:
     )
 
 
-def walk(active: Path, formats: Mapping[Identity, Format], default: Format) -> Chain:
+@dataclass(frozen=True, slots=True)
+class Trust:
     """
-    The chain whose active image is *active*, walked image by image.
+    Which files may be opened, and in which format.
 
-    Args:
-        formats: Formats that the spec names.
+    A guest writes the content of its disk, and whoever may write to a folder
+    writes headers; neither is believed.  The format comes from the spec or
+    from the overlay that records it, and nothing outside of *roots* is opened.
+
+    Attributes:
+        formats: Formats that the spec or the domain names.
         default: Believed where neither the spec nor an overlay names a
             format and the file has the magic of that format.
+        roots: Folders below which images may lie, links resolved; None: anywhere.
+    """
+
+    formats: Mapping[Identity, Format] = field(default_factory=dict)
+    default: Format = "qcow2"
+    roots: tuple[Path, ...] | None = None
+
+    def allows(self, path: Path) -> bool:
+        """True where *path*, its links resolved, lies below one of the roots."""
+        return self.roots is None or any(real(path).is_relative_to(root) for root in self.roots)
+
+    def image(self, path: Path, recorded: str | None = None) -> Image:
+        """
+        The image at *path*.
+
+        Args:
+            recorded: The format that the overlay above records.
+
+        Raises:
+            ObserveError: It lies outside of the roots, cannot be read, or has another format.
+        """
+        if not self.allows(path):
+            places = ", ".join(str(root) for root in self.roots or ()) or "nowhere"
+            raise ObserveError(
+                f"{path} is never opened: images may lie in {places} (the folders of the images "
+                "that the spec lists, or allowed_roots in the host's config)"
+            )
+        return read_image(path, _format(path, self.formats, recorded, self.default))
+
+
+def walk(active: Path, trust: Trust) -> Chain:
+    """
+    The chain whose active image is *active*, walked image by image.
 
     Raises:
         ObserveError: An image is missing, unreadable or no image, or the
@@ -120,7 +163,7 @@ def walk(active: Path, formats: Mapping[Identity, Format], default: Format) -> C
     recorded_format: str | None = None
     while given is not None:
         try:
-            image = read_image(given, _format(given, formats, recorded_format, default))
+            image = trust.image(given, recorded_format)
         except ObserveError as error:
             raise _named_by(images, error) from error
         assert image.identity is not None
@@ -207,8 +250,7 @@ def confirm(chain: Chain) -> None:
     """
     if chain.active is None or any(i.recorded and not i.recorded_format for i in chain):
         return  # without a recorded format QEMU would guess
-    active = chain.active
-    told = qemuimg.chain_info(active.second or active.path, active.format)
+    told = qemuimg.chain_info(chain.images)
     seen = [(_told_path(one), one["virtual-size"]) for one in told]
     here = [(image.second or image.path, image.virtual_size) for image in chain]
     same = len(seen) == len(here) and all(
@@ -234,12 +276,12 @@ def backing_of(overlay: Path) -> Path | None:
     return _named_below(overlay)
 
 
-def scan(folders: Iterable[Path]) -> dict[Identity, tuple[Path, ...]]:
+def scan(folders: Iterable[Path], trust: Trust) -> dict[Identity, tuple[Path, ...]]:
     """
     Overlays in *folders*, by every file that each stands on, directly or not.
 
     Every file with the magic of qcow2 counts, whatever its name; an overlay is
-    followed down to its base, in whatever folder that lies.
+    followed down to its base, in whatever folder that lies, as far as *trust* goes.
     """
     below: dict[Path, Path | None] = {}
     overlays: dict[Identity, dict[Path, None]] = {}
@@ -254,19 +296,19 @@ def scan(folders: Iterable[Path]) -> dict[Identity, tuple[Path, ...]]:
                 continue
             overlay = real(Path(name))
             seen = {overlay}
-            at = _stands_on(overlay, below)
+            at = _stands_on(overlay, below, trust)
             while at is not None and at not in seen:
                 seen.add(at)
                 if there := identity(at):
                     overlays.setdefault(there, {})[overlay] = None
-                at = _stands_on(at, below)
+                at = _stands_on(at, below, trust)
     return {there: tuple(paths) for there, paths in overlays.items()}
 
 
-def _stands_on(path: Path, known: dict[Path, Path | None]) -> Path | None:
-    """The file that *path* names as its backing file; None: none, or no image."""
+def _stands_on(path: Path, known: dict[Path, Path | None], trust: Trust) -> Path | None:
+    """The file that *path* names as its backing file; None: none, or no image to be opened."""
     if path not in known:
-        known[path] = _named_below(path)
+        known[path] = _named_below(path) if trust.allows(path) else None
     return known[path]
 
 

@@ -23,6 +23,11 @@ MAX_HEADER = 2 * 1024 * 1024
 _MAX_NAME = 1023
 """Bytes of the longest backing name that QEMU takes."""
 
+_MAX_L1 = 32 * 1024 * 1024
+_MAX_REFCOUNTS = 8 * 1024 * 1024
+_MAX_SNAPSHOTS = 65536
+"""Bytes and entries of the largest tables.  Source: QEMU, block/qcow2.h, QCOW_MAX_L1_SIZE etc."""
+
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 
@@ -75,14 +80,29 @@ def read_header(descriptor: int, name: Path) -> Header | None:
 
 
 def _parse(descriptor: int, start: bytes) -> Header:
-    (_, version, name_at, name_length, bits, size, crypt, *_rest) = _FIXED.unpack_from(start)
-    snapshots = _rest[-2]
+    (
+        _,
+        version,
+        name_at,
+        name_length,
+        bits,
+        size,
+        crypt,
+        l1_size,
+        _,
+        _,
+        refcounts,
+        snapshots,
+        _,
+    ) = _FIXED.unpack_from(start)
     if version not in (2, 3):
         raise ValueError(f"version {version} is neither 2 nor 3")
     if not 9 <= bits <= 21:
         raise ValueError(f"{bits} cluster bits are outside 9 to 21")
     if size >= 2**63:
         raise ValueError(f"a virtual size of {size} bytes is beyond 8 EiB")
+    if l1_size * 8 > _MAX_L1 or refcounts << bits > _MAX_REFCOUNTS or snapshots > _MAX_SNAPSHOTS:
+        raise ValueError("its tables are larger than QEMU takes")
     incompatible, compatible, header_length = 0, 0, 72
     if version == 3:
         incompatible, compatible, _, _, header_length = _V3.unpack_from(start, _FIXED.size)

@@ -70,7 +70,8 @@ class Reader(AbstractContextManager["Reader"]):
 
     def _plain(self, path: Path, where: int, length: int) -> bytes:
         if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._files[path] = os.open(path, flags)
         piece = os.pread(self._files[path], length, where)
         while len(piece) < length:
             more = os.pread(self._files[path], length - len(piece), where + len(piece))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.cli import main
+from reconciler.tools.quarantine import FOLDER
 
 EXECUTABLE = Path(sys.executable).with_name("virt-chain")
 """The command as it was installed, for tests that need a process of its own."""
@@ -534,10 +535,25 @@ def assert_done(
 
     assert wrong == {}
     assert disk.stack(active) == " <- ".join(names)
-    assert set(folder_facts(disk.images)) == (set(disk.before) | files) - away
+    assert (
+        set(folder_facts(disk.images)) - set(quarantined(disk)) == (set(disk.before) | files) - away
+    )
+    for name, was in quarantined(disk).items():
+        assert was in away, f"{was} is in quarantine and was not taken away"
+        assert (disk.images / name).read_bytes()[:4] == b"QFI\xfb"
     for name in names:
         if disk.formats.get(name, "qcow2") == "qcow2":
             tool("qemu-img", "check", "-q", "-f", "qcow2", disk.path(name))
+
+
+def quarantined(disk: Disk) -> dict[str, str]:
+    """Names of the files in quarantine, each with the name that it had before."""
+    found = {}
+    for name in folder_facts(disk.images):
+        folder, found_it, inside = name.rpartition(f"{FOLDER}/")
+        if found_it:
+            found[name] = folder + inside.rpartition("~")[0]
+    return found
 
 
 def assert_quiet(disk: Disk) -> None:

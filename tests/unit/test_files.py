@@ -155,8 +155,9 @@ def test_one_holder_at_a_time_has_a_lock(tmp_path, kind):
         free_again = True
 
     assert (said, free_again) == (b"held\n", True)
-    assert str(raised.value) == (
-        "another virt-chain is working on web:vda; wait for it, then apply again"
+    assert str(raised.value).startswith("another virt-chain (python")
+    assert f"; pid {other.pid} of uid {os.geteuid()} on this host) is working on web:vda; " in str(
+        raised.value
     )
 
 

@@ -46,7 +46,7 @@ def raw(path: Path, size: int = 4 * MIB) -> Path:
 def walk(path: Path, **formats: str) -> Chain:
     """The chain of *path*; formats by file name without its suffix."""
     said = {images.identity(path.with_name(f"{name}.img")): f for name, f in formats.items()}
-    return images.walk(path, said, "qcow2")  # type: ignore[arg-type]
+    return images.walk(path, images.Trust(said))  # type: ignore[arg-type]
 
 
 def refusal(path: Path, **formats: str) -> str:
@@ -386,7 +386,7 @@ def test_a_scan_finds_overlays_of_any_name_and_passes_over_the_rest(tmp_path):
     (one / "folder.qcow2").mkdir()
     (two / "link").symlink_to(overlays[0])
 
-    found = images.scan([one, two, tmp_path / "missing"])
+    found = images.scan([one, two, tmp_path / "missing"], images.Trust())
 
     assert {below: set(paths) for below, paths in found.items()} == {
         images.identity(base): set(overlays),
@@ -401,7 +401,7 @@ def test_a_scan_passes_over_a_hostile_name(tmp_path):
     create(tmp_path / "long", "/" + "x" * 1000, "raw")
     create(tmp_path / "half", 'json:{"driver":"qcow2","file.filename":"/\\ud800"}')
 
-    assert images.scan([tmp_path]) == {images.identity(base): (mon,)}
+    assert images.scan([tmp_path], images.Trust()) == {images.identity(base): (mon,)}
 
 
 def test_a_file_has_an_identity_under_every_name(tmp_path):

@@ -36,7 +36,7 @@ def chain(tmp_path: Path) -> tuple[Image, ...]:
     create(tmp_path / "mon.qcow2", "base.qcow2", "write -P 2 512k 1M", "write -c -P 3 2M 128k")
     create(tmp_path / "tue.qcow2", "mon.qcow2", "write -P 4 1M 64k", "write -z 3M 64k")
     create(tmp_path / "wed.qcow2", "tue.qcow2", "write -P 5 1088k 64k")
-    return images.walk(tmp_path / "wed.qcow2", {}, "qcow2").images
+    return images.walk(tmp_path / "wed.qcow2", images.Trust()).images
 
 
 def own(image: Image) -> tuple[Range, ...]:
@@ -103,7 +103,7 @@ def test_a_raw_base_is_copied_up(tmp_path):
     base.write_bytes(b"\7" * 100_000 + bytes(4 * MIB - 100_000))
     top = tmp_path / "top.qcow2"
     sh("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, top, "4M")
-    chain = images.walk(top, {}, "qcow2").images
+    chain = images.walk(top, images.Trust()).images
 
     storage_daemon.copy_up(chain, None)
 

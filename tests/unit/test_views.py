@@ -38,7 +38,7 @@ def write(path: Path, *commands: str) -> Path:
 
 def chain(active: Path) -> tuple[Image, ...]:
     image_format = "raw" if active.suffix == ".img" else "qcow2"
-    return images.walk(active, {}, image_format).images  # type: ignore[arg-type]
+    return images.walk(active, images.Trust(default=image_format)).images  # type: ignore[arg-type]
 
 
 def truth(active: Path) -> bytes:

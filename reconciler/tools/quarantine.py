@@ -1,0 +1,72 @@
+"""
+Images that were taken away and are kept for a while, beside where they lay.
+
+An image goes into a folder of its own kind on the same filesystem, so that
+nothing is copied, under its name and the moment of its going.  It can be moved
+back by hand; `gc` removes it when its time is over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reconciler.tools import files
+
+FOLDER = ".virt-chain-quarantine"
+_NAME = re.compile(r"(?P<name>.+)~(?P<until>\d{8}T\d{6}Z)(?:-\d+)?", re.DOTALL)
+_TIME = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An image in quarantine: where it is, where it was, until when it is kept, its bytes."""
+
+    path: Path
+    was: Path
+    until: datetime
+    size: int
+
+
+def put(path: Path, seconds: int) -> Path:
+    """
+    Move *path* into the quarantine of its folder for *seconds*, durably; its new place.
+
+    Raises:
+        OSError: It cannot be moved; it is still where it was.
+    """
+    folder = path.parent / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink():
+        raise NotADirectoryError(20, "a quarantine folder is no symbolic link", str(folder))
+    files.sync(path.parent)
+    until = datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds, UTC)
+    name = f"{path.name}~{until.strftime(_TIME)}"
+    for number in range(1000):
+        target = folder / (f"{name}-{number}" if number else name)
+        try:
+            files.rename_new(path, target)
+        except FileExistsError:
+            continue
+        files.sync(path.parent)
+        return target
+    raise FileExistsError(17, "the quarantine is full of this name", str(folder / name))
+
+
+def kept(folders: Iterable[Path]) -> Iterator[Kept]:
+    """What lies in the quarantine of each of *folders*; other files there are left alone."""
+    for folder in sorted({folder / FOLDER for folder in folders}):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for name in sorted(os.listdir(folder)):
+            found = _NAME.fullmatch(name)
+            path = folder / name
+            if found is None or not files.is_regular(path):
+                continue
+            until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
+            size = path.stat().st_blocks * 512
+            yield Kept(path, folder.parent / found["name"], until, size)
