@@ -205,19 +205,10 @@ class Applier:
         state = replace(found.state, active=active.path if active else None, unfinished=None)
         if active and state != found.state:
             state = replace(state, applied=now())
-            self._tidy(found)
-            self.states.write(found.desired.domain, found.desired.target, state)
-
-    def _tidy(self, found: Look) -> None:
-        """Remove what steps that were interrupted have begun to make."""
-        unfinished = found.state.unfinished
-        if unfinished is None:
-            return
-        disk = found.desired
-        with files.locked(self.states.lock_file(disk.domain, disk.target), disk.label):
-            for step in unfinished.steps:
-                for path in touched(step):
-                    files.unmade(path).unlink(missing_ok=True)
+            disk = found.desired
+            with files.locked(self.states.lock_file(disk.domain, disk.target), disk.label):
+                _tidy(found.state.unfinished)
+                self.states.write(disk.domain, disk.target, state)
 
     @contextmanager
     def _locked(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
@@ -332,6 +323,13 @@ def _backend(
     return ShutOff(**common, **where)
 
 
+def _tidy(unfinished: Unfinished | None) -> None:
+    """Remove what steps that were interrupted have begun to make."""
+    for step in unfinished.steps if unfinished else ():
+        for path in touched(step):
+            files.unmade(path).unlink(missing_ok=True)
+
+
 def _identities(chain: Chain) -> dict[Path, Identity | None]:
     return {image.path: image.identity for image in chain}
 
@@ -367,7 +365,7 @@ class _Run:
         """Each step in turn; yields what has to be done together with other disks."""
         self._define()
         if self.resumed is None:
-            self.applier._tidy(self.found)
+            _tidy(self.found.state.unfinished)
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]

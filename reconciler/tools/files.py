@@ -94,7 +94,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
     Raises:
         Busy: Another process holds it; *what* tells the reader what is held.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Busy(f"{path} cannot be locked: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
