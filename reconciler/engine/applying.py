@@ -463,7 +463,17 @@ class _Run:
         # what is in the chain again, under its old name, is no leftover
         chain = self.backend.observe(self.active)
         leftovers = tuple(one for one in (*self.state.leftovers, *left) if one.path not in chain)
+        if not self.backend.live:
+            self._drop_names(chain)
         self._remember(replace(self._now(), unfinished=None, leftovers=leftovers))
+
+    def _drop_names(self, chain: Chain) -> None:
+        """Second names that QEMU had while it ran, and that no header has any more, go."""
+        for second in [path for path in self.names if not any(i.second == path for i in chain)]:
+            there = images.identity(second)
+            if second not in chain and any(image.identity == there for image in chain):
+                files.remove(second)
+            del self.names[second]
 
     def _unfinished(self, unit: tuple[PlannedStep, ...]) -> Unfinished:
         before, after = unit[0].before, unit[-1].after
