@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reconciler.model.errors import ToolFailed
 from reconciler.model.extents import Extent, Extents
@@ -193,9 +193,9 @@ def convert_window(images: Sequence[Image], start: int, length: int, target: int
     process.run(argv, pass_fds=[target])
 
 
-def check(image: Path, *, shared: bool = False) -> None:
+def check(image: Path, *, shared: bool = False) -> bool:
     """
-    Raises ToolFailed where the metadata of the qcow2 *image* is wrong; leaks are fine.
+    Raises ToolFailed where the metadata of the qcow2 *image* is wrong; True: there are leaks.
 
     Args:
         shared: A running QEMU has the image open, too.
@@ -205,12 +205,12 @@ def check(image: Path, *, shared: bool = False) -> None:
     """
     share = ["-U"] if shared else []
     argv = ["qemu-img", "check", "-q", *share, "-f", "qcow2", os.fspath(image)]
-    process.run(argv, accept=(0, 3), user=user_for([image]))
+    return process.run(argv, accept=(0, 3), user=user_for([image]))[0] == 3
 
 
-def repair(image: Path) -> None:
+def repair(image: Path, what: Literal["leaks", "all"] = "all") -> None:
     """
-    Mend leaks and reference counts of the qcow2 *image*.
+    Mend leaks, or reference counts too, of the qcow2 *image*.
 
     A commit into a target with wrong reference counts ends with exit code 0
     and wrong content; after this it is right.  Source: FIELD_NOTES §1.2.
@@ -218,7 +218,7 @@ def repair(image: Path) -> None:
     Raises:
         ToolFailed: Errors remain.
     """
-    argv = ["qemu-img", "check", "-q", "-r", "all", "-f", "qcow2", os.fspath(image)]
+    argv = ["qemu-img", "check", "-q", "-r", what, "-f", "qcow2", os.fspath(image)]
     # 0, 2 and 3 speak of what was found before the repair
     process.run(argv, accept=(0, 2, 3), user=user_for([], [image]))
     check(image)
