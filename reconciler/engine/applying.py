@@ -41,6 +41,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Resize,
     Step,
     active_after,
     touched,
@@ -330,6 +331,14 @@ def _tidy(unfinished: Unfinished | None) -> None:
             files.unmade(path).unlink(missing_ok=True)
 
 
+def _rewritten(steps: Iterable[Step]) -> dict[Path, None]:
+    """Images whose data *steps* write in place: from here on nobody takes them for untouched."""
+    kinds = Commit | Pull | Rebase | Resize
+    return dict.fromkeys(
+        path for step in steps if isinstance(step, kinds) for path in touched(step)
+    )
+
+
 def _identities(chain: Chain) -> dict[Path, Identity | None]:
     return {image.path: image.identity for image in chain}
 
@@ -454,6 +463,10 @@ class _Run:
         resumed = self.resumed
         unfinished = resumed or self._unfinished(unit)
         self._remember(begun(self._now(), unfinished))
+        if resumed is None:
+            for path in _rewritten(unfinished.steps):
+                if path in unit[0].before:
+                    files.touch(path)
         for planned in unit:
             yield from self._step(planned, again=resumed is not None)
         left = tuple(
@@ -479,7 +492,7 @@ class _Run:
         before, after = unit[0].before, unit[-1].after
         gone = [
             image
-            for image in before
+            for image in reversed(before.images)
             if image.path not in after
             and any(one.step == Remove(image.path) for one in self.plan.now)
         ]
@@ -514,8 +527,10 @@ class _Run:
             chain = self.backend.observe(self.active)
             if again:
                 self.backend.settle()
+            done = again and self._was_done(step, chain)
+            if again:
                 self.backend.mend(step, chain)
-            if again and self._was_done(step, chain):
+            if done:
                 if isinstance(step, Commit) and step.top.exists():
                     self.merged_at[step.top] = files.changed(step.top)
                 self._follow(step)

@@ -184,7 +184,7 @@ def still_there(one: Leftover) -> bool:
     """
     if images.identity(one.path) != one.identity:
         return False
-    if files.changed(one.path) != one.changed:
+    if files.changed(one.path) > one.changed:  # after a power loss the time may be an older one
         raise Refused(
             f"{one.path} was merged or discarded, and somebody has written to it since",
             "if what was written is needed, copy the file away; then remove it by hand",

@@ -11,6 +11,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -313,9 +314,13 @@ def _unfinished(data: dict[str, Any]) -> Unfinished:
 
 
 def _leftover(data: dict[str, Any]) -> Leftover:
-    identity = Identity(int(data["device"]), int(data["inode"]))
+    path, device, inode = Path(data["path"]), int(data["device"]), int(data["inode"])
+    with suppress(OSError):
+        # a filesystem may have another device number since the machine was started
+        there = os.stat(path)
+        device = there.st_dev if there.st_ino == inode else device
     discarded = data.get("discarded") is True
-    return Leftover(Path(data["path"]), identity, int(data["changed"]), discarded)
+    return Leftover(path, Identity(device, inode), int(data["changed"]), discarded)
 
 
 def _dump(domain: str, disks: dict[str, DiskState]) -> str:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -204,6 +205,22 @@ def changed(path: Path) -> int:
         return os.stat(path).st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def touch(path: Path) -> None:
+    """
+    Give *path* another modification time, durably.
+
+    A tool's fdatasync makes data durable and leaves the time to chance: after
+    a power loss the data is new and the time is old.  Source: fdatasync(2).
+    """
+    before = os.stat(path)
+    for later in (0, 2_000_000_000):  # a filesystem may keep whole seconds only
+        now = max(time.time_ns(), before.st_mtime_ns + 1) + later
+        os.utime(path, ns=(before.st_atime_ns, now))
+        if changed(path) != before.st_mtime_ns:
+            break
+    sync(path)
 
 
 def take_manners(path: Path, like: Path) -> None:
