@@ -1,0 +1,1 @@
+"""Faults made for real: the process dies, the power goes."""
