@@ -154,14 +154,19 @@ class Cut:
     lost: int
 
 
-def cut(recording: Recording, seed: int) -> Cut:
-    """The power goes at a random moment: some of the writes since the last flush are lost."""
+def cut(recording: Recording, seed: int, point: int | None = None) -> Cut:
+    """
+    The power goes, and some of the writes since the last flush are lost.
+
+    Args:
+        point: After how many events; left out: at a random moment.
+    """
     dice = random.Random(seed)
     events = recording.events
-    point = dice.randint(0, len(events))
-    if dice.random() < 0.5:  # right before a flush the most can be lost
-        flushes = [n for n, event in enumerate(events) if event.is_flush]
-        point = dice.choice(flushes)
+    if point is None:
+        point = dice.randint(0, len(events))
+        if dice.random() < 0.5:  # right before a flush the most can be lost
+            point = dice.choice([n for n, event in enumerate(events) if event.is_flush])
     kept = dict.fromkeys(range(len(recording.rooms)), 0)
     for number, event in enumerate(events[:point]):
         if event.is_flush:
@@ -177,7 +182,9 @@ def cut(recording: Recording, seed: int) -> Cut:
             pieces.append(whole)
         elif dice.random() < 0.15:
             lost += 1
-            pieces += torn(whole, dice)
+            # ext4 relies on a disk that writes its superblock whole
+            first = event.offset == recording.rooms[event.room].offset
+            pieces += torn(whole, PAGE if first else dice.choice([SECTOR, PAGE]), dice)
         elif dice.random() < survive:
             pieces.append(whole)
         else:
@@ -185,13 +192,12 @@ def cut(recording: Recording, seed: int) -> Cut:
     return Cut(point, tuple(pieces), lost)
 
 
-def torn(write: Piece, dice: random.Random) -> Iterator[Piece]:
-    """Any part of *write*, in sectors or in pages."""
-    unit, survive = dice.choice([SECTOR, PAGE]), dice.random()
+def torn(write: Piece, unit: int, dice: random.Random) -> Iterator[Piece]:
+    """Any part of *write*, in pieces of *unit* bytes."""
+    survive = dice.random()
     for at in range(0, write.length, unit):
         if dice.random() < survive:
-            length = min(unit, write.length - at)
-            yield Piece(write.offset + at, length, write.data + at)
+            yield Piece(write.offset + at, min(unit, write.length - at), write.data + at)
 
 
 def rebuild(recording: Recording, cut: Cut, device: Path) -> None:

@@ -1,0 +1,132 @@
+"""
+The power goes at random moments of an apply, on real ext4 and XFS.
+
+Whatever was written since the last flush may be missing: every promise holds,
+and the next apply ends in the desired chain.  `tests.faults.power` does the same
+for as long as one likes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.power import CASES, World, lose_power, scene
+from tests.faults.power_device import after, prepare, record, require, rooms_for
+from tests.faults.power_log import Recording, cut
+from tests.images.cases import Case
+from tests.images.disks import KIB, Disk, differing, tool
+
+CUTS = 10
+"""Power losses for each recorded run."""
+
+
+def case(name: str) -> Case:
+    """The scenario of that name."""
+    return next(one for one in CASES if one.name == name)
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """A folder with a short name: the socket in it must fit 108 bytes."""
+    require()
+    with tempfile.TemporaryDirectory(prefix="power-") as name:
+        yield Path(name)
+
+
+RUNS = [
+    ("a new overlay", World("ext4", restless=True)),
+    ("commit, pull and rename to the active image", World("xfs")),
+    ("scattered clusters up", World("ext4", restless=True)),
+    ("roll back, merge below, new top", World("xfs", apart=True, verify="none")),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "world"), [pytest.param(*run, id=f"{run[0]}: {run[1]}") for run in RUNS]
+)
+def test_power_loss_keeps_every_promise(work: Path, name: str, world: World) -> None:
+    with scene(work, case(name), world) as (disk, recording):
+        found = {
+            seed: wrong
+            for seed in range(CUTS)
+            if (wrong := lose_power(disk, case(name), recording, seed, work)[1])
+        }
+
+    assert recording.ended > 10, "the run was recorded"
+    assert found == {}
+
+
+def flushes(recording: Recording) -> int:
+    return sum(event.is_flush for event in recording.events[: recording.ended])
+
+
+def by_plain_rebase(disk: Disk) -> None:
+    """What people type: the default cache, and the header before the data."""
+    x, b = disk.path("x"), disk.path("b")
+    tool("qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", b, x)
+
+
+def test_the_rig_sees_what_a_plain_rebase_loses(work: Path) -> None:
+    """A rig that sees no loss here would prove nothing anywhere.  Source: FIELD_NOTES §1.1."""
+    one = case("flatten")
+    with scene(work, one, World("ext4"), by_plain_rebase) as (disk, recording):
+        lost = [seed for seed in range(80) if loses_the_current_state(disk, recording, seed, work)]
+
+    assert len(lost) >= 3
+
+
+def loses_the_current_state(disk: Disk, recording: Recording, seed: int, work: Path) -> bool:
+    """True where x reads otherwise after the power loss, whatever its header says."""
+    with after(recording, cut(recording, seed), work / "rebuilt"):
+        return bool(differing(disk.read("x"), disk.golden["x"]))
+
+
+def fill_nothing() -> None:
+    """The filesystems stay empty."""
+
+
+@pytest.mark.parametrize("filesystem", FILESYSTEMS)
+def test_only_what_was_flushed_is_sure_to_survive(work: Path, filesystem: Filesystem) -> None:
+    """fsync reaches the log as a flush of its own room, and no flush means no promise."""
+    rooms = rooms_for(work / "disk", filesystem, apart=True)
+    safe, unsafe, other = (work / "disk" / name for name in ("safe", "unsafe", "state/other"))
+
+    def run() -> None:
+        # one after the other, so that only the last is covered by no flush of its room
+        other.write_bytes(b"o" * 64 * KIB)
+        safe.write_bytes(b"s" * 64 * KIB)
+        with safe.open("rb") as file:
+            os.fsync(file.fileno())
+        unsafe.write_bytes(b"u" * 64 * KIB)
+
+    prepare(work / "base", rooms, fill_nothing)
+    recording = record(work / "log", work / "base", rooms, run, restless=False)
+    survived = {"safe": 0, "unsafe": 0, "other": 0}
+    flushed = [event.room for event in recording.events[: recording.ended] if event.is_flush]
+    last = len(recording.events)
+    for seed in range(CUTS):
+        one = cut(recording, seed, point=recording.ended if seed else last)
+        with after(recording, one, work / "rebuilt"):
+            for path in (safe, unsafe, other):
+                whole = path.exists() and path.read_bytes() == path.name[:1].encode() * 64 * KIB
+                survived[path.name] += whole
+
+    assert 0 in flushed
+    assert survived == {"safe": CUTS, "unsafe": 1, "other": 1}
+
+
+def test_a_machine_without_root_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(Unusable) as caught:
+        require()
+
+    said = str(caught.value)
+    assert "the program mkfs.xfs" in said
+    assert "root, who may mount" in said
