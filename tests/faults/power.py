@@ -21,13 +21,12 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.power_device import after, prepare, record, require, rooms_for
-from tests.faults.power_log import Cut, Filesystem, Recording, cut
+from tests.faults.power_log import Filesystem, Recording, cut, rebuild
 from tests.images.cases import B, Case, P, X
 from tests.images.disks import Disk, assert_quiet, folder_facts, process
 from tests.images.test_interruptions import BEGUN, SCENARIOS, assert_converges, broken_promises
@@ -111,6 +110,7 @@ class World:
         verify: As ``apply --verify`` takes it; empty: the default.
         restless: See `record`.
         moved: See `after`.
+        twice: The power goes for the second time, while the first loss is made good.
     """
 
     filesystem: Filesystem
@@ -118,10 +118,12 @@ class World:
     verify: str = ""
     restless: bool = False
     moved: bool = False
+    twice: bool = False
 
     def __str__(self) -> str:
         words = [self.filesystem, "state apart" if self.apart else "", self.verify]
         words += ["restless" if self.restless else "", "moved" if self.moved else ""]
+        words += ["twice" if self.twice else ""]
         return ", ".join(word for word in words if word)
 
 
@@ -139,11 +141,15 @@ def by_virt_chain(verify: str) -> Run:
     return run
 
 
-@contextmanager
 def scene(
-    work: Path, case: Case, world: World, run: Run | None = None
-) -> Iterator[tuple[Disk, Recording]]:
-    """The disk of *case*, and the recording of *run* (left out: of virt-chain) on it."""
+    work: Path, case: Case, world: World, *, run: Run | None = None, seed: int = 0
+) -> tuple[Disk, Recording]:
+    """
+    The disk of *case*, and the recording of *run* (left out: of virt-chain) on it.
+
+    Args:
+        seed: For the first power loss of a world that loses it twice.
+    """
     disk = Disk(work / "disk")
     rooms = rooms_for(disk.root, world.filesystem, apart=world.apart)
 
@@ -151,12 +157,17 @@ def scene(
         disk.images.mkdir()
         case.prepare(disk)
 
-    prepare(work / "base", rooms, fill)
-    act = run or by_virt_chain(world.verify)
-    recording = record(
-        work / "log", work / "base", rooms, lambda: act(disk), restless=world.restless
-    )
-    yield disk, recording
+    def act() -> None:
+        (run or by_virt_chain(world.verify))(disk)
+
+    base = work / "base"
+    prepare(base, rooms, fill)
+    recording = record(work / "log", base, rooms, act, restless=world.restless)
+    if world.twice:
+        middle = random.Random(seed).randint(recording.ended // 4, recording.ended * 3 // 4)
+        rebuild(recording, cut(recording, seed, middle), base)
+        recording = record(work / "log2", base, rooms, act, restless=world.restless)
+    return disk, recording
 
 
 def looks_right(disk: Disk, case: Case) -> list[str]:
@@ -218,15 +229,26 @@ def takes_back(disk: Disk, case: Case) -> list[str]:
 
 
 def lose_power(
-    disk: Disk, case: Case, recording: Recording, seed: int, work: Path, *, moved: bool = False
-) -> tuple[Cut, list[str]]:
-    """Cut the power once, look, and apply again; the cut, and what is wrong, in words."""
-    one = cut(recording, seed)
-    with after(recording, one, work / "rebuilt", moved=moved):
+    disk: Disk,
+    case: Case,
+    recording: Recording,
+    seed: int,
+    *,
+    moved: bool = False,
+    back: bool = False,
+) -> list[str]:
+    """
+    Cut the power once, look, and apply again; what is wrong, in words.
+
+    Args:
+        moved: See `after`.
+        back: The spec asks for the old chain first, see `takes_back`.
+    """
+    with after(recording, cut(recording, seed), disk.root.with_name("rebuilt"), moved=moved):
         wrong = looks_right(disk, case)
-        if not wrong and case in MAY_GO_BACK and seed % 3 == 0:
+        if back and not wrong:
             wrong = takes_back(disk, case)
-        return one, wrong or recovers(disk, case)
+        return wrong or recovers(disk, case)
 
 
 # The campaign
@@ -235,10 +257,10 @@ FILESYSTEMS: tuple[Filesystem, ...] = ("ext4", "xfs")
 
 
 def worlds() -> list[World]:
-    """Every world that the campaign goes through, most different first."""
+    """Every world that the campaign goes through."""
     return [
-        World(filesystem, apart, verify, restless, moved)
-        for moved in (False, True)
+        World(filesystem, apart, verify, restless, moved, twice)
+        for moved, twice in ((False, False), (False, True), (True, False))
         for verify in ("", "none")
         for restless in (False, True)
         for apart in (False, True)
@@ -246,61 +268,71 @@ def worlds() -> list[World]:
     ]
 
 
-def campaign(seed: int, minutes: float, report: Path | None, cuts: int, only: str) -> int:
-    """Cut the power for *minutes*; the number of findings."""
-    require()
-    until = time.monotonic() + minutes * 60
-    dice = random.Random(seed)
-    figures: Counter[tuple[str, str]] = Counter()
-    findings = 0
-    rounds = [
-        (case, world)
-        for world in worlds()
-        for case in CASES
-        if re.search(only, f"{world}: {case.name}")
-    ]
-    dice.shuffle(rounds)
-    for case, world in rounds:
-        if time.monotonic() > until:
-            break
-        with tempfile.TemporaryDirectory(prefix="power-") as name:
-            work = Path(name)
-            with scene(work, case, world) as (disk, recording):
-                for _ in range(cuts):
-                    if time.monotonic() > until:
-                        break
-                    at = dice.randrange(1 << 32)
-                    try:
-                        one, wrong = lose_power(disk, case, recording, at, work, moved=world.moved)
-                    except (OSError, AssertionError, subprocess.SubprocessError):
-                        one, wrong = cut(recording, at), [traceback.format_exc()]
-                    figures[str(world), case.name] += 1
-                    if wrong:
-                        findings += 1
-                        told = {
-                            "case": case.name,
-                            "world": str(world),
-                            "seed": at,
-                            "point": one.point,
-                            "ended": recording.ended,
-                            "events": len(recording.events),
-                            "lost": one.lost,
-                            "wrong": wrong,
-                        }
-                        _say(report, json.dumps(told))
-        count = figures[str(world), case.name]
-        _say(None, f"{world}: {case.name}: {len(recording.events)} events, {count} cuts")
-    for (where, what), count in sorted(figures.items()):
-        _say(report, json.dumps({"world": where, "case": what, "cuts": count}))
-    _say(report, json.dumps({"cuts": sum(figures.values()), "findings": findings}))
-    return findings
+@dataclass(slots=True)
+class Campaign:
+    """
+    Power losses in many scenarios and worlds, until the time is over.
 
+    Attributes:
+        until: The end, in seconds of the monotonic clock.
+        report: Gets findings and figures, as JSON lines.
+        cuts: Power losses for each recorded run.
+    """
 
-def _say(report: Path | None, line: str) -> None:
-    print(line, flush=True)
-    if report:
-        with report.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    dice: random.Random
+    until: float
+    report: Path | None
+    cuts: int
+    figures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    findings: int = 0
+
+    def run(self, only: str) -> None:
+        """Go through all scenarios in all worlds whose names match *only*, in random order."""
+        rounds = [(case, world) for world in worlds() for case in CASES]
+        self.dice.shuffle(rounds)
+        for case, world in rounds:
+            if time.monotonic() < self.until and re.search(only, f"{world}: {case.name}"):
+                with tempfile.TemporaryDirectory(prefix="power-") as work:
+                    self.round(Path(work), case, world)
+        for (where, what), count in sorted(self.figures.items()):
+            self.say({"world": where, "case": what, "cuts": count})
+        self.say({"cuts": sum(self.figures.values()), "findings": self.findings})
+
+    def round(self, work: Path, case: Case, world: World) -> None:
+        """One scenario in one world."""
+        seed = self.dice.randrange(1 << 32)
+        try:
+            disk, recording = scene(work, case, world, seed=seed)
+        except AssertionError as error:
+            self.found(case, world, {"seed": seed, "wrong": [f"the run itself: {error}"]})
+            return
+        for _ in range(self.cuts):
+            if time.monotonic() > self.until:
+                return
+            seed = self.dice.randrange(1 << 32)
+            back = case in MAY_GO_BACK and not world.twice and seed % 3 == 0
+            try:
+                wrong = lose_power(disk, case, recording, seed, moved=world.moved, back=back)
+            except (OSError, AssertionError, subprocess.SubprocessError):
+                wrong = [traceback.format_exc()]
+            self.figures[str(world), case.name] += 1
+            if wrong:
+                point, ended = cut(recording, seed).point, recording.ended
+                where = {"seed": seed, "point": point, "ended": ended}
+                self.found(case, world, {**where, "wrong": wrong})
+
+    def found(self, case: Case, world: World, told: Mapping[str, object]) -> None:
+        """Tell a finding."""
+        self.findings += 1
+        self.say({"world": str(world), "case": case.name, **told})
+
+    def say(self, told: Mapping[str, object]) -> None:
+        """Print a line, and add it to the report."""
+        line = json.dumps(told)
+        print(line, flush=True)
+        if self.report:
+            with self.report.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
 
 def main() -> int:
@@ -312,7 +344,11 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=10, help="for each recorded run")
     parser.add_argument("--only", default="", help="a pattern in world: scenario")
     said = parser.parse_args()
-    return 1 if campaign(said.seed, said.minutes, said.report, said.cuts, said.only) else 0
+    require()
+    until = time.monotonic() + said.minutes * 60
+    campaign = Campaign(random.Random(said.seed), until, said.report, said.cuts)
+    campaign.run(said.only)
+    return 1 if campaign.findings else 0
 
 
 if __name__ == "__main__":
