@@ -15,6 +15,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -165,8 +166,9 @@ def scene(
     recording = record(work / "log", base, rooms, act, restless=world.restless)
     if world.twice:
         middle = random.Random(seed).randint(recording.ended // 4, recording.ended * 3 // 4)
-        rebuild(recording, cut(recording, seed, middle), base)
-        recording = record(work / "log2", base, rooms, act, restless=world.restless)
+        again = work / "again"
+        rebuild(recording, cut(recording, seed, middle), again)
+        recording = record(work / "log2", again, rooms, act, restless=world.restless)
     return disk, recording
 
 
@@ -345,6 +347,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a pattern in world: scenario")
     said = parser.parse_args()
     require()
+    # whoever ends it finds no mounts and daemons left behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     until = time.monotonic() + said.minutes * 60
     campaign = Campaign(random.Random(said.seed), until, said.report, said.cuts)
     campaign.run(said.only)

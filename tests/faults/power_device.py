@@ -31,7 +31,7 @@ from tests.images.disks import MIB, tool
 SIZES: Mapping[Filesystem, int] = {"ext4": 48 * MIB, "xfs": 300 * MIB}
 """Of a room, in bytes.  XFS takes no less.  Source: mkfs.xfs(8), xfsprogs 6."""
 MAKERS: Mapping[Filesystem, Sequence[str]] = {
-    "ext4": ("mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0", "-J", "size=4"),
+    "ext4": ("mkfs.ext4", "-q", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0", "-J", "size=4"),
     "xfs": ("mkfs.xfs", "-q", "-K"),
 }
 _LOOP_ADD, _LOOP_REMOVE = 0x4C80, 0x4C81

@@ -183,7 +183,7 @@ def cut(recording: Recording, seed: int, point: int | None = None) -> Cut:
         elif dice.random() < 0.15:
             lost += 1
             # ext4 relies on a disk that writes its superblock whole
-            first = event.offset == recording.rooms[event.room].offset
+            first = event.offset < recording.rooms[event.room].offset + PAGE
             pieces += torn(whole, PAGE if first else dice.choice([SECTOR, PAGE]), dice)
         elif dice.random() < survive:
             pieces.append(whole)
