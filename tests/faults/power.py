@@ -236,6 +236,7 @@ def lose_power(
     recording: Recording,
     seed: int,
     *,
+    point: int | None = None,
     moved: bool = False,
     back: bool = False,
 ) -> list[str]:
@@ -243,10 +244,12 @@ def lose_power(
     Cut the power once, look, and apply again; what is wrong, in words.
 
     Args:
+        point: After how many events; left out: at a random moment.
         moved: See `after`.
         back: The spec asks for the old chain first, see `takes_back`.
     """
-    with after(recording, cut(recording, seed), disk.root.with_name("rebuilt"), moved=moved):
+    one = cut(recording, seed, point)
+    with after(recording, one, disk.root.with_name("rebuilt"), moved=moved):
         wrong = looks_right(disk, case)
         if back and not wrong:
             wrong = takes_back(disk, case)
