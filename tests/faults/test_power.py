@@ -19,7 +19,7 @@ from tests.faults.power import CASES, FILESYSTEMS, World, lose_power, scene
 from tests.faults.power_device import Unusable, after, prepare, record, require, rooms_for
 from tests.faults.power_log import Filesystem, Recording, cut
 from tests.images.cases import Case
-from tests.images.disks import KIB, Disk, differing, tool
+from tests.images.disks import KIB, Disk, Outcome, assert_done, differing, tool
 
 CUTS = 10
 """Power losses for each recorded run."""
@@ -61,6 +61,19 @@ def test_power_loss_keeps_every_promise(work: Path, name: str, world: World) -> 
 def but_leaks(wrong: list[str]) -> list[str]:
     """What is wrong, apart from clusters that nothing refers to: they cost room only."""
     return [one for one in wrong if "Leaked cluster" not in one or "ERROR" in one]
+
+
+def test_what_apply_has_said_is_durable(work: Path) -> None:
+    """The power goes right after exit code 0: there is nothing left to do."""
+    one = case("commit, pull and rename to the active image")
+    disk, recording = scene(work, one, World("ext4", apart=True))
+
+    for seed in range(3):
+        with after(recording, cut(recording, seed, recording.ended), work / "rebuilt"):
+            outcome = disk.apply()
+
+            assert outcome == Outcome(0, "Nothing to do: 1 disk is as the spec says.\n", "")
+            assert_done(disk, one.chain, current=one.top, gone=one.gone)
 
 
 def by_plain_rebase(disk: Disk) -> None:
