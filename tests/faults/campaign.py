@@ -13,6 +13,7 @@ import os
 import random
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ from tests.faults import wrong
 from tests.faults.kinds import KINDS, MOUNTED, Kind
 from tests.faults.runs import Result, Run, count, numbers
 from tests.faults.scenes import Scene
-from tests.faults.strike import LIBRARY, Striker, library, temporary_folder
+from tests.faults.strike import LIBRARY, Striker, end_with_parent, library, temporary_folder
 from tests.images.disks import Disk, tool
 
 PER_CASE = 18
@@ -87,27 +88,27 @@ def work(order: Order) -> Iterator[Result]:
             return Scene(name, Disk(folder / "disk"), striker, folder / "saved")
 
         if order.only:
-            name, kind, at = order.only.split(":")
+            name, word, number = order.only.split(":")
             scene = scene_of(name)
             scene.build()
             problems = count(scene)
-            if kind == "undisturbed":
-                yield Result(order.only, kind, problems=problems)
+            if word == "undisturbed":
+                yield Result(order.only, word, problems=problems)
             else:
-                yield Run(scene, KINDS[kind], int(at)).play()
+                yield Run(scene, KINDS[word], int(number)).play()
             return
         chosen = [KINDS[name] for name in order.kinds or KINDS]
         chosen = [kind for kind in chosen if mounted or kind.world not in MOUNTED]
-        for number in range(order.first, order.last, order.step):
+        for case in range(order.first, order.last, order.step):
             if _late(order):
                 return
-            scene = scene_of(f"{order.seed}.{number}")
+            scene = scene_of(f"{order.seed}.{case}")
             scene.build()
             problems = count(scene)
             yield Result(f"{scene.name}:undisturbed:0", "undisturbed", problems=problems)
             if problems:
                 continue
-            for kind, at in strikes(scene, number, chosen, order):
+            for kind, at in strikes(scene, case, chosen, order):
                 if _late(order):
                     return
                 yield Run(scene, kind, at).play()
@@ -178,6 +179,8 @@ def play(orders: Sequence[Order], told: Told) -> list[str]:
                 worker.wait()
         for log in logs:
             log.close()
+        for place in folder.glob("w*/disk"):
+            subprocess.run(["umount", "-l", place], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -197,7 +200,9 @@ def _listen(workers: dict[int, subprocess.Popen[bytes]], told: Told) -> None:
 
 
 def be_worker(text: str) -> None:
-    """Play the order in *text*, and tell each run on standard output."""
+    """Play the order in *text*, and tell each run on standard output; it ends with its parent."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    end_with_parent()
     data = json.loads(text)
     data["kinds"] = tuple(data["kinds"])
     for result in work(Order(**data)):

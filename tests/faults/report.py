@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from tests.faults.kinds import KINDS
 from tests.faults.runs import Result
 
-COLUMNS = ("kind", "runs", "struck", "at once", "later", "refused", "losses", "stuck", "untidy")
+PROBLEMS = ("losses", "stuck", "untidy", "leaks")
+COLUMNS = ("kind", "runs", "struck", "at once", "later", "refused", *PROBLEMS)
 REFUSALS = 12
 """Refusals that are quoted."""
 
@@ -64,9 +65,9 @@ class Tally:
 
 
 def worst_of(result: Result) -> str:
-    """``loss``, ``stuck``, ``untidy``, or nothing."""
+    """``loss``, ``stuck``, ``untidy``, ``leaks``, or nothing."""
     kinds = {kind for kind, _ in result.problems}
-    return next((kind for kind in ("loss", "stuck", "untidy") if kind in kinds), "")
+    return next((kind for kind in ("loss", "stuck", "untidy", "leaks") if kind in kinds), "")
 
 
 def line(result: Result) -> str:
@@ -89,13 +90,13 @@ def _general(text: str) -> str:
 
 def page(tally: Tally, seed: int, minutes: float, date: str) -> str:
     """One campaign as a section of a Markdown page."""
+    count = tally.total
     qemu = subprocess.run(["qemu-img", "--version"], capture_output=True, text=True, check=True)
     parts = [
         f"## {date}, seed {seed}",
         "",
-        f"{qemu.stdout.splitlines()[0]}; kernel {os.uname().release}; {minutes:.0f} minutes; "
-        f"{tally.total('runs')} runs, {tally.total('struck')} struck, "
-        f"{tally.total('losses')} losses, {tally.total('stuck')} stuck.",
+        f"{qemu.stdout.splitlines()[0]}; kernel {os.uname().release}; {minutes:.0f} minutes.",
+        ", ".join(f"{count(one)} {one}" for one in ("runs", "struck", *PROBLEMS)) + ".",
         "",
         tally.table(),
         "",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from reconciler.tools import files
 from tests.faults.kinds import KINDS, Kind
-from tests.faults.scenes import Problem, Scene
+from tests.faults.scenes import Current, Problem, Scene
 from tests.faults.strike import Ended, How, Strike
 from tests.images.disks import tool
 from tests.images.random_chains import Wish, random_wish
@@ -104,7 +104,7 @@ class Run:
             problems += self.scene.not_done(self.wishes[-1], ended, listing=False)
         elif ended.code == 1 and not ended.text:
             problems.append(("untidy", "exit 1 without a word"))
-        problems += self.scene.broken(*self.wishes)
+        problems += self.scene.broken(*self.wishes, current="active" if ended.code else "seen")
 
     # What the world does
 
@@ -196,10 +196,14 @@ class Run:
         wish.keys["active"] = self.scene.wish.keys["active"]
         self.scene.write_spec(wish)
         self.wishes.append(wish)
+        self.scene.undecided = bool(self.scene.discarded)
         ended = self.striker.run(self.scene.applying)
         self._after(ended)
         if ended.code == 0:
             self.listing = False
+            left = [one.name for one in self.scene.disk.images.glob(f".*{files.NEW}")]
+            if left:
+                self.result.problems.append(("untidy", f"files left over: {left}"))
             return
         self.result.refused = ended.text
         self.wishes.pop()
@@ -208,14 +212,14 @@ class Run:
     def _without_state(self) -> None:
         """A refusal is right here where it says why; nothing may be lost."""
         ended = self.striker.run(self.scene.applying)
-        self.certain = False
+        self.certain = self.listing = False
         if ended.code == 0:
             self._after(ended)
             return
         self.result.refused = ended.text or "nothing"
         if not ended.text:
             self.result.problems.append(("untidy", "exit 1 without a word"))
-        self.result.problems += self.scene.broken(*self.wishes, knows_active=False)
+        self.result.problems += self.scene.broken(*self.wishes, current="anywhere")
 
     def _state_damaged(self) -> None:
         file = self.scene.disk.state / "vm.toml"
@@ -230,14 +234,14 @@ class Run:
             )
         file.write_bytes(content)
         ended = self.striker.run(self.scene.applying)
-        self.certain = False
+        self.certain = self.listing = False
         if ended.code == 0:
             self._after(ended)
             return
         self.result.refused = ended.text or "nothing"
         if not re.search("damaged|cannot be read", ended.err):
             self.result.refused = f"(not called damaged) {self.result.refused}"
-        self.result.problems += self.scene.broken(*self.wishes, knows_active=False)
+        self.result.problems += self.scene.broken(*self.wishes, current="anywhere")
         file.rename(file.with_suffix(".old"))
         if not self.result.problems:
             self._without_state()
@@ -268,19 +272,15 @@ class Run:
                 self.result.applies = count
                 wish = self.wishes[-1]
                 wrong = self.scene.not_done(wish, ended, listing=self.listing)
-                self.result.problems += wrong + self._kept()
+                self.result.problems += wrong + self.scene.broken(*self.wishes, current="seen")
                 return
-            if self._kept():
-                break
-        self.result.problems += self._kept()
+        current: Current = "active" if self.certain else "anywhere"
+        self.result.problems += self.scene.broken(*self.wishes, current=current)
         if self.certain:
             said = f"after {PATIENCE} applies it says {ended.text[-700:]!r}"
             self.result.problems.append(("stuck", said))
         else:
             self.result.refused = ended.text or self.result.refused
-
-    def _kept(self) -> list[Problem]:
-        return self.scene.broken(*self.wishes, knows_active=self.certain)
 
 
 def count(scene: Scene) -> list[Problem]:
@@ -291,7 +291,7 @@ def count(scene: Scene) -> list[Problem]:
     scene.listing = frozenset(path.name for path in scene.disk.images.iterdir())
     if ended.code:
         return [("stuck", f"it was planned, and failed: {ended.text[-700:]}")]
-    return scene.not_done(scene.wish, ended) + scene.broken(scene.wish)
+    return scene.not_done(scene.wish, ended) + scene.broken(scene.wish, current="seen")
 
 
 def numbers(kind: Kind, scene: Scene, dice: random.Random, most: int) -> Sequence[int]:

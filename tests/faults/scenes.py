@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from reconciler.tools import files
 from tests.faults.strike import Ended, Striker
@@ -23,8 +24,9 @@ MODES = (0o640, 0o600, 0o660)
 ATTEMPTS = 60
 """Chains that are made until a wish can be planned and has steps."""
 
+Current = Literal["active", "anywhere", "seen"]
 Problem = tuple[str, str]
-"""What kind of a problem (`loss`, `stuck`, `untidy`), and what it is."""
+"""What kind of a problem (`loss`, `stuck`, `untidy`, `leaks`), and what it is."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,8 @@ class Scene:
     listing: frozenset[str] = frozenset()
     calls: int = 0
     tools: int = 0
+    undecided: bool = False
+    """A later wish takes the discarding back: either golden copy may be the current state."""
 
     @property
     def discarded(self) -> list[str]:
@@ -129,6 +133,7 @@ class Scene:
         for path in (self.disk.images, self.disk.state):
             shutil.rmtree(path, ignore_errors=True)
         tool("cp", "-a", "--sparse=always", self.saved, self.disk.images)
+        self.undecided = False
         self.write_spec(self.wish)
 
     def write_spec(self, wish: Wish) -> None:
@@ -167,28 +172,35 @@ class Scene:
         found = [Path(image["path"]) for image in images if image["role"] == "active"]
         return (found[0], "") if found else (None, f"show has no active image: {said.text[:300]}")
 
-    def broken(self, *wishes: Wish, knows_active: bool = True) -> list[Problem]:
-        """What of DESIGN §2 does not hold right now, in words."""
+    def broken(self, *wishes: Wish, current: Current = "active") -> list[Problem]:
+        """
+        What of DESIGN §2 does not hold right now, in words.
+
+        Args:
+            current: Where the current state has to be: in the active image, in
+                any image (who knows the active one?), or it was looked at already.
+        """
         wrong = [
             ("loss", f"the restore point {name} {said}")
             for name in self.kept(*wishes)
             if (said := self._differs(self.disk.path(name), name))
         ]
         wrong += self._changed_outside() + self._dangling()
-        active, why = self.active() if knows_active else (None, "")
+        if current == "seen":
+            return wrong
+        active, why = self.active() if current == "active" else (None, "")
         if active is not None:
-            wrong += self.wrong_current(active)
-        elif self._nowhere():
-            wrong.append(("loss", "no image of the folder reads as the current state"))
-        elif knows_active:
-            wrong.append(("stuck", why))
-        return wrong
+            return wrong + self.wrong_current(active)
+        if self._nowhere():
+            return [*wrong, ("loss", "no image of the folder reads as the current state")]
+        return [*wrong, ("stuck", why)] if why else wrong
 
     def wrong_current(self, active: Path) -> list[Problem]:
         """What the guest would read wrong if it were started from *active*."""
         name = short(active)
         # until the guest goes back, it is where it was
         may = {name} if name in self.discarded else self.currents - {*self.discarded}
+        may = self.currents if self.undecided else may
         said = [self._differs(active, golden) for golden in sorted(may)]
         return [] if "" in said else [("loss", f"the current state, in {name}, {said[0]}")]
 
@@ -233,7 +245,12 @@ class Scene:
         return wrong
 
     def not_done(self, wish: Wish, ended: Ended, *, listing: bool = True) -> list[Problem]:
-        """What is wrong after an apply of *wish* that ended with exit code 0."""
+        """
+        What is wrong after an apply of *wish* that ended with exit code 0.
+
+        Args:
+            listing: No file may be left over or be gone.
+        """
         names = _words(wish.chain)
         active, why = self.active()
         if active is None:
@@ -246,21 +263,21 @@ class Scene:
         if stack != " <- ".join(names):
             wrong.append(("loss", f"exit 0, and the chain is {stack}, not {wish.chain}"))
         wrong += self.wrong_current(active)
-        wrong += self._unsound(names)
+        wrong += self._unsound(names, manners=wish is self.wish)
         now = {path.name for path in self.disk.images.iterdir()}
         if listing and now != self.listing:
             left, gone = sorted(now - self.listing), sorted(self.listing - now)
             wrong.append(("untidy", f"files left over: {left}, files gone: {gone}"))
         return wrong + self._unquiet()
 
-    def _unsound(self, names: Sequence[str]) -> list[Problem]:
+    def _unsound(self, names: Sequence[str], *, manners: bool) -> list[Problem]:
         wrong: list[Problem] = []
         for name in names:
             path = self.disk.path(name)
             if not path.exists():
                 continue
-            manners = self.manners.get(path.name)
-            if manners and _manners(path) != manners:
+            had = self.manners.get(path.name)
+            if had and manners and _manners(path) != had:
                 wrong.append(("untidy", f"owner and mode of {name} are {_manners(path)}"))
             if self.disk.formats.get(name, "qcow2") == "qcow2":
                 said = tool("qemu-img", "check", "--output=json", "-f", "qcow2", path, code=None)
@@ -268,7 +285,7 @@ class Scene:
                 if told.get("corruptions") or told.get("check-errors"):
                     wrong.append(("loss", f"qemu-img check of {name}: {told}"))
                 elif told.get("leaks"):
-                    wrong.append(("untidy", f"{name} has {told['leaks']} leaked clusters"))
+                    wrong.append(("leaks", f"{name} has {told['leaks']} leaked clusters"))
         return wrong
 
     def _unquiet(self) -> list[Problem]:
@@ -309,7 +326,7 @@ def _is_image(path: Path) -> bool:
 def _recorded(path: Path) -> Path | None:
     """The backing file that the header of *path* names."""
     try:
-        name = info(path).get("backing-filename")
+        name: str | None = info(path).get("backing-filename")
     except AssertionError:
         return None
     if name is None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib
 import io
 import mmap
 import os
+import pkgutil
 import resource
 import shutil
 import signal
@@ -36,6 +38,7 @@ DEADLINE = 120.0
 """Seconds after which a run counts as one that never ends."""
 
 _NUMBERS = struct.Struct("11q256s256s")
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -145,6 +148,7 @@ class Striker:
         self.ended: dict[int, int] = {}
         """Exit codes of children that ended while another was waited for."""
         folder.mkdir(parents=True, exist_ok=True)
+        _load_all()
         # orphaned tools become children of this process, so that it can wait for them
         assert _prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0
 
@@ -183,6 +187,7 @@ class Striker:
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             try:
                 self._be_virt_chain(words, strike, armed)
             finally:
@@ -283,6 +288,19 @@ class Striker:
         return text
 
 
+def _load_all() -> None:
+    """Import what virt-chain imports, once for all runs."""
+    import jsonschema  # noqa: F401
+    import rich.progress  # noqa: F401
+    import tomlkit  # noqa: F401
+
+    import reconciler
+
+    for module in pkgutil.walk_packages(reconciler.__path__, "reconciler."):
+        if module.name not in ("reconciler.__main__", "reconciler.tools.hypervisor"):
+            importlib.import_module(module.name)
+
+
 def _at(control: mmap.mmap, index: int) -> int:
     number: int = struct.unpack_from("q", control, index * 8)[0]
     return number
@@ -291,6 +309,11 @@ def _at(control: mmap.mmap, index: int) -> int:
 def _ended(child: int) -> int | None:
     found, status = os.waitpid(child, os.WNOHANG)
     return status if found else None
+
+
+def end_with_parent() -> None:
+    """A worker whose campaign was killed gets SIGTERM."""
+    assert _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) == 0
 
 
 def temporary_folder() -> Path:

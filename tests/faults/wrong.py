@@ -8,7 +8,7 @@ of effects.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ def always_content() -> None:
     """Exit code 0, whatever happened."""
     run = main.run
 
-    def content(arguments: list[str]) -> int:
+    def content(arguments: Sequence[str]) -> int:
         run(arguments)
         return 0
 
-    main.run = content  # type: ignore[assignment]
+    main.run = content
 
 
 def commits_badly() -> None:
@@ -83,7 +83,7 @@ def commits_badly() -> None:
             raise
 
     qemuimg.run = deaf
-    Offline._compare = lambda *_: None  # type: ignore[method-assign,assignment]
+    Offline._compare = lambda *_: None  # type: ignore[method-assign]
 
 
 ways: dict[str, Callable[[], None]] = {
