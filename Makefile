@@ -1,10 +1,15 @@
 # Every target does its own set-up; see scripts/setup.
-.PHONY: help demo demo-live test bench clean
+.PHONY: help demo demo-live test torture bench clean
+
+SEED ?= 1
+MINUTES ?= 60
+REPORT ?= torture-report.md
 
 help:
 	@echo "make demo    run the main job on real images, in ./demo-scratch"
 	@echo "make demo-live    the same on a guest that runs and writes (TCG, no daemon)"
 	@echo "make test    ruff, mypy and all tests"
+	@echo "make torture   break offline runs for MINUTES from SEED; adds a section to REPORT"
 	@echo "make bench   measure against the plain tools; writes bench-results.md"
 	@echo "make clean   remove .venv and scratch folders"
 
@@ -22,6 +27,10 @@ test:
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -n 2 --dist worksteal
+
+torture:
+	@scripts/setup dev
+	.venv/bin/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --report $(REPORT)
 
 bench:
 	@scripts/setup dev

@@ -163,9 +163,11 @@ class Run:
             case "spec changed":
                 self._spec_changed()
             case "state lost":
+                self.scene.lose_state()
                 shutil.rmtree(self.scene.disk.state, ignore_errors=True)
                 self._without_state()
             case "state truncated" | "state edited":
+                self.scene.lose_state()
                 self._state_damaged()
             case "stale files":
                 self._stale_files()
@@ -201,6 +203,7 @@ class Run:
         self._after(ended)
         if ended.code == 0:
             self.listing = False
+            self.result.problems += self._unsaid(wish, ended)
             left = [one.name for one in self.scene.disk.images.glob(f".*{files.NEW}")]
             if left:
                 self.result.problems.append(("untidy", f"files left over: {left}"))
@@ -208,6 +211,15 @@ class Run:
         self.result.refused = ended.text
         self.wishes.pop()
         self.scene.write_spec(self.scene.wish)
+
+    def _unsaid(self, wish: Wish, ended: Ended) -> list[Problem]:
+        """Restore points that only the new wish keeps, gone without a word about it."""
+        told = ", ".join(re.findall(r"^  (.*): overwritten by", ended.out, re.MULTILINE))
+        return [
+            ("loss", f"the restore point {name} reads otherwise, and nobody says so")
+            for name in self.scene.kept(wish)
+            if name not in told.split(", ") and self.scene.differs(self.scene.disk.path(name), name)
+        ]
 
     def _without_state(self) -> None:
         """A refusal is right here where it says why; nothing may be lost."""
@@ -290,7 +302,8 @@ def count(scene: Scene) -> list[Problem]:
     scene.calls, scene.tools = ended.calls, ended.tools
     scene.listing = frozenset(path.name for path in scene.disk.images.iterdir())
     if ended.code:
-        return [("stuck", f"it was planned, and failed: {ended.text[-700:]}")]
+        said = f"it was planned, and failed: {ended.text[-700:]}"
+        return [("stuck", said), *scene.broken(scene.wish)]
     return scene.not_done(scene.wish, ended) + scene.broken(scene.wish, current="seen")
 
 

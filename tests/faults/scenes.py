@@ -54,6 +54,8 @@ class Scene:
     listing: frozenset[str] = frozenset()
     calls: int = 0
     tools: int = 0
+    going: set[str] = field(default_factory=set)
+    """Files that will be removed, as a state file said that was lost since."""
     undecided: bool = False
     """A later wish takes the discarding back: either golden copy may be the current state."""
 
@@ -134,6 +136,7 @@ class Scene:
             shutil.rmtree(path, ignore_errors=True)
         tool("cp", "-a", "--sparse=always", self.saved, self.disk.images)
         self.undecided = False
+        self.going = set()
         self.write_spec(self.wish)
 
     def write_spec(self, wish: Wish) -> None:
@@ -151,6 +154,10 @@ class Scene:
     def applying(self) -> list[str | Path]:
         """The words of an apply."""
         return ["apply", "-y", *self._where()]
+
+    def lose_state(self) -> None:
+        """Remember what the state file says now: it will not say it any more."""
+        self.going = _going(self.disk.state / "vm.toml")
 
     # What must hold
 
@@ -183,7 +190,7 @@ class Scene:
         wrong = [
             ("loss", f"the restore point {name} {said}")
             for name in self.kept(*wishes)
-            if (said := self._differs(self.disk.path(name), name))
+            if (said := self.differs(self.disk.path(name), name))
         ]
         wrong += self._changed_outside() + self._dangling()
         if current == "seen":
@@ -201,10 +208,10 @@ class Scene:
         # until the guest goes back, it is where it was
         may = {name} if name in self.discarded else self.currents - {*self.discarded}
         may = self.currents if self.undecided else may
-        said = [self._differs(active, golden) for golden in sorted(may)]
+        said = [self.differs(active, golden) for golden in sorted(may)]
         return [] if "" in said else [("loss", f"the current state, in {name}, {said[0]}")]
 
-    def _differs(self, path: Path, golden: str) -> str:
+    def differs(self, path: Path, golden: str) -> str:
         """How the view of *path* differs from a golden copy; empty: it does not."""
         try:
             name = path.name if path.name in self.disk.formats else short(path)
@@ -219,7 +226,7 @@ class Scene:
         paths = [path for path in self.disk.images.iterdir() if _is_image(path)]
         paths += [self.disk.path(name) for name, one in self.formats.items() if one == "raw"]
         return all(
-            self._differs(path, golden)
+            self.differs(path, golden)
             for path in paths
             if path.exists()
             for golden in self.currents
@@ -233,15 +240,16 @@ class Scene:
         ]
 
     def _dangling(self) -> list[Problem]:
-        """Images whose backing file is gone, other than those that go themselves."""
-        going = _going(self.disk.state / "vm.toml")
+        """Images whose backing file is gone."""
+        going = self.going | _going(self.disk.state / "vm.toml")
         wrong: list[Problem] = []
         for path in sorted(self.disk.images.iterdir()):
-            if not _is_image(path) or path.name.endswith(files.NEW) or path.name in going:
+            if not _is_image(path) or path.name.endswith(files.NEW):
                 continue
             below = _recorded(path)
             if below is not None and not below.exists():
-                wrong.append(("loss", f"{path.name} names {below.name}, which is gone"))
+                kind = "untidy" if path.name in going else "loss"
+                wrong.append((kind, f"{path.name} names {below.name}, which is gone"))
         return wrong
 
     def not_done(self, wish: Wish, ended: Ended, *, listing: bool = True) -> list[Problem]:

@@ -259,7 +259,8 @@ class Striker:
             self._said(child, "err"),
             calls,
             tools,
-            what.replace(f"{self.root}/", "") or ("limits" if strike and strike.limits else ""),
+            what.replace(f"{self.root}/", "")
+            or ("limits" if strike and strike.limits and status else ""),
             hung,
         )
 

