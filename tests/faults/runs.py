@@ -214,7 +214,8 @@ class Run:
 
     def _unsaid(self, wish: Wish, ended: Ended) -> list[Problem]:
         """Restore points that only the new wish keeps, gone without a word about it."""
-        told = ", ".join(re.findall(r"^  (.*): overwritten by", ended.out, re.MULTILINE))
+        said = re.findall(r"^  (.*): overwritten by|create  (\S+) on", ended.out, re.MULTILINE)
+        told = ", ".join(one for pair in said for one in pair if one)
         return [
             ("loss", f"the restore point {name} reads otherwise, and nobody says so")
             for name in self.scene.kept(wish)

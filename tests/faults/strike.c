@@ -209,6 +209,15 @@ static int ours_fd(int fd, char *path, size_t size)
     if (!real)                                               \
         real = (result(*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
 
+/* Half of a write; a tool's goes sector by sector, as disks do. */
+static size_t half_of(size_t size)
+{
+    size_t half = size >= 1024 ? size / 2 / 512 * 512 : size / 2;
+    if (size == 512 || !half)
+        return size;
+    return half;
+}
+
 /* One write of `size` bytes; `part(n)` writes the first n of them. */
 #define WRITING(name, fd, size, whole, part)                 \
     char path[512];                                          \
@@ -220,7 +229,7 @@ static int ours_fd(int fd, char *path, size_t size)
         return -1;                                           \
     }                                                        \
     if (failed < 0) {                                        \
-        size_t half = (size) / 2 ? (size) / 2 : (size);      \
+        size_t half = half_of(size);                         \
         ssize_t done = part;                                 \
         halfway();                                           \
         return done;                                         \
