@@ -203,7 +203,6 @@ class Run:
         self._after(ended)
         if ended.code == 0:
             self.listing = False
-            self.result.problems += self._unsaid(wish, ended)
             left = [one.name for one in self.scene.disk.images.glob(f".*{files.NEW}")]
             if left:
                 self.result.problems.append(("untidy", f"files left over: {left}"))
@@ -211,16 +210,6 @@ class Run:
         self.result.refused = ended.text
         self.wishes.pop()
         self.scene.write_spec(self.scene.wish)
-
-    def _unsaid(self, wish: Wish, ended: Ended) -> list[Problem]:
-        """Restore points that only the new wish keeps, gone without a word about it."""
-        said = re.findall(r"^  (.*): overwritten by|create  (\S+) on", ended.out, re.MULTILINE)
-        told = ", ".join(one for pair in said for one in pair if one)
-        return [
-            ("loss", f"the restore point {name} reads otherwise, and nobody says so")
-            for name in self.scene.kept(wish)
-            if name not in told.split(", ") and self.scene.differs(self.scene.disk.path(name), name)
-        ]
 
     def _without_state(self) -> None:
         """A refusal is right here where it says why; nothing may be lost."""
