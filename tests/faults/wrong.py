@@ -71,11 +71,11 @@ def commits_badly() -> None:
     """Half of a commit that failed is taken for all of it."""
     commit = qemuimg.run
 
-    def deaf(argv: list[str], progress: Any = None) -> bytes:
+    def deaf(argv: list[str], progress: Any = None, **options: Any) -> bytes:
         from reconciler.model.errors import ToolFailed
 
         try:
-            return commit(argv, progress)
+            return commit(argv, progress, **options)
         except ToolFailed:
             if argv[1] == "commit":
                 return b""
