@@ -47,6 +47,14 @@ class Verify(StrEnum):
     full = "full"
 
 
+class Form(StrEnum):
+    """How ``plan`` prints a plan."""
+
+    text = "text"
+    json = "json"
+    markdown = "markdown"
+
+
 app = typer.Typer(
     name="virt-chain",
     help="Keeps the disk snapshot chains of KVM/QEMU guests as a TOML spec says.",
@@ -143,6 +151,9 @@ def plan(
         Path | None, typer.Option("-o", "--output", help="Save the plan to this file.")
     ] = None,
     as_json: Json = False,
+    form: Annotated[
+        Form, typer.Option("--format", help="How to print it: for people, programs, or a comment.")
+    ] = Form.text,
     detailed_exitcode: Detailed = False,
     target: Target = None,
     connect: Connect = None,
@@ -154,8 +165,12 @@ def plan(
     made = plan_all(_sources(paths), looks)
     if output is not None:
         _save(output, made)
-    if as_json:
+    if as_json or form is Form.json:
         _print_json(made.as_data())
+    elif form is Form.markdown:
+        from reconciler.cli.markdown import plan_text
+
+        typer.echo(plan_text(made), nl=False)
     else:
         _print_plan(
             made,

@@ -158,7 +158,7 @@ def print_disk(disk: DiskPlan, out: Console) -> None:
         out.print(Text.assemble(("  error: ", "bold red"), printable(disk.error)))
         return
     print_table(_steps(disk.steps, name), out)
-    if points := _points(disk, name):
+    if points := points_text(disk, name):
         out.print(Text(f"  {points}"))
     for note in disk.notes:
         out.print(Text(f"  {printable(note)}"))
@@ -172,23 +172,29 @@ def _steps(steps: Sequence[PlannedStep], name: Naming) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for number, one in enumerate(steps, start=1):
-        size = human_size(one.bytes) if one.bytes or _copies(one.step) else ""
-        reason = one.reason
-        if isinstance(one.step, Remove) and one.frees:
-            reason = f"frees {human_size(one.frees)}"
-        if one.deferred:
-            reason = f"{reason} (deferred: {one.deferred})"
+        what, size, reason = cells(one, name)
         action = Text(one.step.action, style=STYLES[one.step.action])
-        what = Text(words(one.step, name))
-        table.add_row(f"  {number}", action, what, size, Text(printable(reason)))
+        table.add_row(f"  {number}", action, Text(what), size, Text(reason))
     return table
+
+
+def cells(one: PlannedStep, name: Naming) -> tuple[str, str, str]:
+    """What a step does, what it copies, and why; safe on a terminal."""
+    size = human_size(one.bytes) if one.bytes or _copies(one.step) else ""
+    reason = one.reason
+    if isinstance(one.step, Remove) and one.frees:
+        reason = f"frees {human_size(one.frees)}"
+    if one.deferred:
+        reason = f"{reason} (deferred: {one.deferred})"
+    return words(one.step, name), size, printable(reason)
 
 
 def _copies(step: Step) -> bool:
     return isinstance(step, Commit | Pull)
 
 
-def _points(disk: DiskPlan, name: Naming) -> str:
+def points_text(disk: DiskPlan, name: Naming) -> str:
+    """Which restore points *disk* keeps, drops and discards; empty: none of them."""
     points = disk.restore_points
     said = [
         f"{verb} {listed(map(name, paths))}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -405,3 +406,34 @@ def test_two_applies_at_once_do_the_work_once(disk: Disk) -> None:
     assert not any("Traceback" in error for error in errors), errors
     assert_done(disk, "b <- x", current="x", gone=["p", "q"])
     assert_quiet(disk)
+
+
+def test_a_plan_as_markdown_is_a_table_that_no_name_breaks(disk: Disk) -> None:
+    disk.chain({"b": "512k:A", "p|*_<i>": "64k:P 448k:-", "x": "64k:- 64k:X 384k:-"})
+    disk.spec("b <- x")
+
+    told = command(
+        "plan", "--format", "markdown", "--state-dir", disk.state, disk.spec_file
+    ).out.splitlines()
+
+    assert told[0] == "## virt-chain plan"
+    assert "### vm:vda (offline)" in told
+    assert r"now: b \<- p\|\*\_\<i\> \<- x\*" in told
+    rows = [line for line in told if re.match(r"\| \d+ \|", line)]
+    assert [row.split(" | ")[1] for row in rows] == ["pull", "remove"]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+    assert told[-1] == r"- keeps the restore point b; drops p\|\*\_\<i\>"
+
+
+def test_markdown_of_an_error_and_of_nothing_to_do(disk: Disk) -> None:
+    disk.chain({"b": "512k:A", "x": "64k:- 64k:X 384k:-"})
+    disk.spec("b <- x")
+    words = ("plan", "--format", "markdown", "--state-dir", disk.state, disk.spec_file)
+    quiet = command(*words)
+    assert quiet.out == "## virt-chain plan\n\nNothing to do: 1 disk is as the spec says.\n"
+    disk.spec("gone <- b <- x")
+
+    broken = command(*words)
+
+    assert broken.code == 1
+    assert "> **error:** " in broken.out
