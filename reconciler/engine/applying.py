@@ -462,11 +462,14 @@ class _Run:
     def _unit(self, unit: tuple[PlannedStep, ...]) -> Going:
         resumed = self.resumed
         unfinished = resumed or self._unfinished(unit)
+        rewritten = [path for path in _rewritten(unfinished.steps) if path in unit[0].before]
+        for path in rewritten:
+            if not self.backend.live and files.written_by_other(path):
+                raise Busy(f"{path} is open for writing; close it, then apply again")
         self._remember(begun(self._now(), unfinished))
         if resumed is None:
-            for path in _rewritten(unfinished.steps):
-                if path in unit[0].before:
-                    files.touch(path)
+            for path in rewritten:
+                files.touch(path)
         for planned in unit:
             yield from self._step(planned, again=resumed is not None)
         left = tuple(

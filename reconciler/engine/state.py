@@ -24,8 +24,9 @@ from reconciler.model.steps import Commit, Step, as_data, from_data, touched
 from reconciler.tools import files
 
 VERSION = 1
+HEAD = "# Written by virt-chain: what images cannot tell. Losing it loses no data.\n"
 END = "# end\n"
-"""Last line of a state file: one that was cut at the end of a table is valid TOML, too."""
+"""First and last line: a file that was cut at the end of a table is valid TOML, too."""
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
 LONGEST_NAME = 100
 """Characters of a quoted name that are kept in a file name (of 255 at most)."""
@@ -276,7 +277,7 @@ def _load(path: Path, version: tuple[int, ...]) -> _Stored:
         if data.get("version") != VERSION:
             raise ValueError(f"its version is {data.get('version')!r}, this program has {VERSION}")
         disks = {target: _disk(disk) for target, disk in data.get("disks", {}).items()}
-        if not text.rstrip().endswith(END.rstrip()):
+        if text.startswith(HEAD) and not text.endswith(END):
             raise ValueError(f"its last line is not {END.rstrip()!r}")
         return _Stored(version, str(data.get("domain", path.stem)), disks)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -331,8 +332,7 @@ def _dump(domain: str, disks: dict[str, DiskState]) -> str:
         "domain": domain,
         "disks": {target: _disk_data(state) for target, state in disks.items()},
     }
-    head = "# Written by virt-chain: what images cannot tell. Losing it loses no data.\n"
-    return head + tomlkit.dumps(data) + END
+    return HEAD + tomlkit.dumps(data) + END
 
 
 def _disk_data(state: DiskState) -> dict[str, Any]:

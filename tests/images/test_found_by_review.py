@@ -157,13 +157,28 @@ def test_a_clone_of_a_dropped_image_is_seen(folder, way):
 
 def test_steps_that_never_began_are_planned_anew(folder):
     golden = chain(folder, "4M", "64k", "'base.qcow2', 'x.qcow2'")
-    killed("qemuimg:commit:before")
+    killed("files:touch:before")
     image(folder / "clone.qcow2", folder / "p.qcow2", 5, "6M", "64k")
     clone = view(folder / "clone.qcow2")
 
     assert apply() == 0
     assert view(folder / "x.qcow2") == golden
     assert view(folder / "clone.qcow2") == clone
+
+
+def test_steps_that_may_have_begun_are_not_done_to_an_image_with_a_new_clone(folder, capsys):
+    """After a power loss nobody could tell whether the commit had begun."""
+    golden = chain(folder, "4M", "64k", "'base.qcow2', 'x.qcow2'")
+    killed("qemuimg:commit:before")
+    image(folder / "clone.qcow2", folder / "p.qcow2", 5, "6M", "64k")
+    clone = view(folder / "clone.qcow2")
+
+    assert apply() == 1
+    assert "take p.qcow2 away from there, then apply again" in capsys.readouterr().out
+    assert view(folder / "clone.qcow2") == clone
+    (folder / "clone.qcow2").unlink()
+    assert apply() == 0
+    assert view(folder / "x.qcow2") == golden
 
 
 def test_a_leftover_that_the_spec_calls_a_template_stays(folder):
