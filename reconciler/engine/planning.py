@@ -70,6 +70,12 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     layout = lay_out(task)
     if settled(task, layout):
         return replace(empty, restore_points=restore_points(task, layout))
+    for image in (*task.chain, *(one for chain in task.outside.values() for one in chain)):
+        if why := image.left_alone:
+            raise Refused(
+                f"{image.path} is left alone: {why}",
+                "make a plain copy of it with qemu-img convert",
+            )
     # prices and proof take a while to load, and the daily case has nothing to do
     from reconciler.planner.making import make_plan, needed
 

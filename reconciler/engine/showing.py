@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from reconciler.engine.looking import Look
 from reconciler.engine.planning import overwritten
-from reconciler.model.errors import ToolFailed
+from reconciler.model.errors import ObserveError, ToolFailed
 from reconciler.model.extents import Range, join, ranges, total
 from reconciler.model.image import Format
 from reconciler.model.plan import DiskPlan
@@ -102,7 +102,7 @@ def _alone(found: Look) -> Iterable[tuple[Path, tuple[Range, ...]]]:
         return
     try:
         extents = qemuimg.map_view(found.chain.images)
-    except ToolFailed:
+    except (ObserveError, ToolFailed):
         return
     top = len(found.chain) - 1
     for depth in range(len(found.chain)):

@@ -72,6 +72,17 @@ class Image:
         """The file name without its directory and its usual suffix."""
         return short_name(self.path)
 
+    @property
+    def left_alone(self) -> str | None:
+        """Why no tool may open it: QEMU would open another file, or want a secret; None: it may."""
+        if self.encrypted:
+            return "it is encrypted"
+        if self.data_file:
+            return "its data lies in an external data file"
+        if self.unknown_features:
+            return f"it has unknown incompatible features {self.unknown_features:#x}"
+        return None
+
     def __str__(self) -> str:
         return self.name
 

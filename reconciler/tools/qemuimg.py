@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from reconciler.model.errors import ToolFailed
+from reconciler.model.errors import ObserveError, ToolFailed
 from reconciler.model.extents import Extent, Extents
 from reconciler.model.image import Format, Image
 from reconciler.tools import process
@@ -34,7 +34,13 @@ def node(images: Sequence[Image]) -> dict[str, Any]:
 
     QEMU opens just these files with just these formats: nothing is probed and
     no name from a header is followed.
+
+    Raises:
+        ObserveError: One of them must not be opened.
     """
+    for image in images:
+        if why := image.left_alone:
+            raise ObserveError(f"{image.path} is left alone: {why}")
     below: dict[str, Any] | None = None
     for image in images:
         graph: dict[str, Any] = {
