@@ -250,6 +250,7 @@ def _wanted(
     state: DiskState,
     trust: images.Trust,
 ) -> Wanted:
+    trust.see_to(path)  # nothing is made or renamed to where nothing may be opened, either
     there = images.identity(path)
     image: Image | None = next((one for one in chain if there and one.identity == there), None)
     left = any(one.path == path and one.identity == there for one in state.leftovers)

@@ -130,6 +130,15 @@ class Trust:
         """True where *path*, its links resolved, lies below one of the roots."""
         return self.roots is None or any(real(path).is_relative_to(root) for root in self.roots)
 
+    def see_to(self, path: Path) -> None:
+        """Raises ObserveError where *path* lies outside of the roots, whether it exists or not."""
+        if not self.allows(path):
+            places = ", ".join(str(root) for root in self.roots or ()) or "nowhere"
+            raise ObserveError(
+                f"{path} is never opened: images may lie in {places} (the folders of the images "
+                "that the spec lists, or allowed_roots in the host's config)"
+            )
+
     def image(self, path: Path, recorded: str | None = None) -> Image:
         """
         The image at *path*.
@@ -140,12 +149,7 @@ class Trust:
         Raises:
             ObserveError: It lies outside of the roots, cannot be read, or has another format.
         """
-        if not self.allows(path):
-            places = ", ".join(str(root) for root in self.roots or ()) or "nowhere"
-            raise ObserveError(
-                f"{path} is never opened: images may lie in {places} (the folders of the images "
-                "that the spec lists, or allowed_roots in the host's config)"
-            )
+        self.see_to(path)
         return read_image(path, _format(path, self.formats, recorded, self.default))
 
 
