@@ -216,15 +216,28 @@ def command(*words: str | Path) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def process(*words: str | Path, limits: Sequence[str] = (), **options: Any) -> Outcome:
-    """``virt-chain WORDS`` as a process of its own, under *limits* as prlimit has them."""
+def process(
+    *words: str | Path,
+    limits: Sequence[str] = (),
+    tracer: Sequence[str] = (),
+    timeout: int = 120,
+    **options: Any,
+) -> Outcome:
+    """
+    ``virt-chain WORDS`` as a process of its own.
+
+    Args:
+        limits: As prlimit has them.
+        tracer: A program and its words that start the command.
+        timeout: In seconds.
+    """
     limited = ["prlimit", *limits, "--"] if limits else []
     ended = subprocess.run(
-        [*limited, EXECUTABLE, *map(os.fspath, words)],
+        [*limited, *tracer, EXECUTABLE, *map(os.fspath, words)],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=timeout,
         **options,
     )
     return Outcome(ended.returncode, ended.stdout, ended.stderr)
