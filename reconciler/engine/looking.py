@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.engine.around import Around, Found
-from reconciler.engine.state import DiskState, Leftover, StateFolder, Unfinished
+from reconciler.engine.state import DiskState, Leftover, StateFolder, Unfinished, paths_in
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.domain import Domain, Job
 from reconciler.model.errors import ReconcilerError
@@ -169,6 +169,8 @@ def _walk(disk: DesiredDisk, states: StateFolder, trust: images.Trust, around: A
     found: Found | None = None
     try:
         state = states.disk(disk.domain, disk.target)
+        for path in paths_in(state):
+            trust.see_to(path)
         if disk.connection is None:
             active = _active(disk, listed, state)
         else:

@@ -28,6 +28,9 @@ HEAD = "# Written by virt-chain: what images cannot tell. Losing it loses no dat
 END = "# end\n"
 """First and last line: a file that was cut at the end of a table is valid TOML, too."""
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+_LARGEST = 64 * 1024 * 1024
+"""Bytes of the largest state file that is read."""
 LONGEST_NAME = 100
 """Characters of a quoted name that are kept in a file name (of 255 at most)."""
 
@@ -142,6 +145,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def paths_in(state: DiskState) -> tuple[Path, ...]:
+    """Every image that *state* would have changed, moved or removed."""
+    unfinished = state.unfinished or Unfinished(())
+    left = [one.path for one in (*state.leftovers, *unfinished.remove)]
+    links = [link.image for link in unfinished.links]
+    values = [getattr(step, key) for step in unfinished.steps for key in step.__slots__]
+    return (*left, *links, *(value for value in values if isinstance(value, Path)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """What a state file holds; it is good for as long as the file is *version*."""
@@ -246,7 +258,7 @@ def _file_name(name: str) -> str:
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     rest = text.encode()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(temporary, _NEW_FILE, 0o600)
     try:
         while rest:  # a write may take less than it was given
             rest = rest[os.write(descriptor, rest) :]
@@ -266,6 +278,8 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def _load(path: Path, version: tuple[int, ...]) -> _Stored:
+    if version and not (files.is_regular(path) and path.stat().st_size <= _LARGEST):
+        raise StateError(f"{path} cannot be read: it is no regular file of reasonable size")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -280,7 +294,14 @@ def _load(path: Path, version: tuple[int, ...]) -> _Stored:
         if text.startswith(HEAD) and not text.endswith(END):
             raise ValueError(f"its last line is not {END.rstrip()!r}")
         return _Stored(version, str(data.get("domain", path.stem)), disks)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise StateError(
             f"{path} is damaged ({error}); look at the images with `virt-chain show`, then move "
             "the file away: the active image is then taken from `active` or the spec's chain"
