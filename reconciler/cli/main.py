@@ -94,6 +94,15 @@ def _version(asked: bool) -> None:
         raise typer.Exit(Exit.DONE)
 
 
+class _Printable(logging.Formatter):
+    """File names in a log do nothing to a terminal, either."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from reconciler.cli.naming import printable
+
+        return printable(super().format(record))
+
+
 @app.callback()
 def options(
     context: typer.Context,
@@ -108,7 +117,9 @@ def options(
 ) -> None:
     """Options of every command."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
     context.obj = state_dir
 
 

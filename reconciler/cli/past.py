@@ -33,7 +33,7 @@ def print_history(records: Sequence[Record]) -> None:
     for one in records:
         label, spec = printable(f"{one.domain}:{one.target}"), one.spec.removeprefix("sha256:")
         why = f": {printable(one.message)}" if one.message else ""
-        typer.echo(f"{one.time}  {label}  {one.status}{why}  spec {spec[:12]}")
+        typer.echo(printable(f"{one.time}  {label}  {one.status}{why}  spec {spec[:12]}"))
         for step in one.steps:
             typer.echo(f"  {printable(step)}")
 

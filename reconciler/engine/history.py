@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,14 @@ def read(folder: Path) -> Iterator[Record]:
         except OSError:
             continue
         for line in text.splitlines():
-            with suppress(ValueError, TypeError):
-                data = json.loads(line)
-                yield Record(**{**data, "steps": tuple(data["steps"])})
+            with suppress(ValueError, TypeError, KeyError, RecursionError):
+                yield _record(json.loads(line))
+
+
+def _record(data: dict[str, Any]) -> Record:
+    """The record that *data* is; an error of many kinds where it is none."""
+    record = Record(**{**data, "steps": tuple(data["steps"])})
+    texts = (record.time, record.domain, record.target, record.spec, record.status, *record.steps)
+    if not all(isinstance(text, str) for text in (*texts, record.message or "")):
+        raise TypeError("a record is made of texts")
+    return record

@@ -121,7 +121,7 @@ def _bound(pid: int, *, reads: bool) -> None:
     if reads:
         wanted[resource.RLIMIT_CPU] = _limits.seconds
     for kind, most in wanted.items():
-        with suppress(OSError, ValueError):  # it has ended, or has less already
+        with suppress(OSError, ValueError, OverflowError):  # it has ended, or has less already
             _, hard = resource.prlimit(pid, kind)
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.prlimit(pid, kind, (most, most))

@@ -67,6 +67,9 @@ def kept(folders: Iterable[Path]) -> Iterator[Kept]:
             path = folder / name
             if found is None or not files.is_regular(path):
                 continue
-            until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
+            try:
+                until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
+            except ValueError:
+                continue  # digits that are no time: the name is not ours
             size = path.stat().st_blocks * 512
             yield Kept(path, folder.parent / found["name"], until, size)
