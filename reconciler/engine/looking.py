@@ -102,7 +102,8 @@ def look(
     walked = [_walk(disk, states, trust, around) for disk in spec.disks]
     chosen = [_compared(one) for one in walked if one.desired.label in labels]
     every = [one for one in walked if one.desired.label not in labels] + chosen
-    known = _known(every, around, trust)
+    wanted = any(one.error is None for one in chosen)
+    known = _known(every, around, trust, wanted)
     chosen = _trusted(chosen, states)
     return [_with_task(one, known) for one in _confirmed(chosen, confirmed)]
 
@@ -155,8 +156,10 @@ def _roots(spec: Spec, around: Around) -> tuple[Path, ...]:
     """Folders below which images may lie: as the host's config says, else those of the spec."""
     if spec.host.allowed_roots is not None:
         return tuple(images.real(root) for root in spec.host.allowed_roots)
-    found = {images.real(entry.path).parent for disk in spec.disks for entry in disk.chain}
-    found |= {disk.directory for disk in spec.disks}
+    listed = [entry.path for disk in spec.disks for entry in disk.chain]
+    listed += [path for disk in spec.disks for path in (disk.active, *disk.discard) if path]
+    # where a listed name is itself a link, its own folder counts, not the one it leads to
+    found = {images.real(path.parent) for path in listed}
     found |= {path.parent for disk in spec.disks for path in around.named(disk)}
     return tuple(sorted(found))
 
@@ -298,7 +301,7 @@ class _Known:
     templates: frozenset[Path]
 
 
-def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust) -> _Known:
+def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust, wanted: bool) -> _Known:
     disks: dict[Path, dict[str, None]] = {}
     listed: set[Path] = set()
     templates: set[Path] = set()
@@ -314,7 +317,7 @@ def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust) -> _K
     for path, label in around.sources():
         disks.setdefault(path, {})[label] = None
     return _Known(
-        images.scan(_folders(walked, around), trust),
+        images.scan(_folders(walked, around), trust) if wanted else {},
         {path: tuple(labels) for path, labels in disks.items()},
         frozenset(listed),
         frozenset(templates),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +32,8 @@ ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _LARGEST = 64 * 1024 * 1024
 """Bytes of the largest state file that is read."""
+_LONG_KEY = re.compile(r"^[^=\"'\n]{1000}", re.MULTILINE)
+"""A dotted key of 40 KB takes tomllib seconds and gigabytes (FIELD_NOTES §2)."""
 LONGEST_NAME = 100
 """Characters of a quoted name that are kept in a file name (of 255 at most)."""
 
@@ -287,6 +290,8 @@ def _load(path: Path, version: tuple[int, ...]) -> _Stored:
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(f"{path} cannot be read: {error}") from error
     try:
+        if _LONG_KEY.search(text):
+            raise ValueError("it has a key of more than a thousand characters")
         data = tomllib.loads(text)
         if data.get("version") != VERSION:
             raise ValueError(f"its version is {data.get('version')!r}, this program has {VERSION}")

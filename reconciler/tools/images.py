@@ -289,6 +289,7 @@ def scan(folders: Iterable[Path], trust: Trust) -> dict[Identity, tuple[Path, ..
     """
     below: dict[Path, Path | None] = {}
     overlays: dict[Identity, dict[Path, None]] = {}
+    known: dict[Path, Identity | None] = {}
     for folder in sorted(set(folders)):
         try:
             entries = sorted(entry.path for entry in os.scandir(folder))
@@ -301,9 +302,11 @@ def scan(folders: Iterable[Path], trust: Trust) -> dict[Identity, tuple[Path, ..
             overlay = real(Path(name))
             seen = {overlay}
             at = _stands_on(overlay, below, trust)
-            while at is not None and at not in seen:
+            while at is not None and at not in seen and len(seen) <= MAX_DEPTH:
                 seen.add(at)
-                if there := identity(at):
+                if at not in known:
+                    known[at] = identity(at)
+                if there := known[at]:
                     overlays.setdefault(there, {})[overlay] = None
                 at = _stands_on(at, below, trust)
     return {there: tuple(paths) for there, paths in overlays.items()}
