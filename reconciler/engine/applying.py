@@ -379,11 +379,17 @@ class _Run:
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
         self._remove_all(early)
+        changes = [one for one in later if not isinstance(one.step, Remove | Forget)]
         for _, unit in groupby(
-            (one for one in later if not isinstance(one.step, Remove | Forget)),
-            key=lambda one: one.group if one.group is not None else id(one),
+            changes, key=lambda one: one.group if one.group is not None else id(one)
         ):
             yield from self._unit(tuple(unit))
+            thrown = [one for one in later if self._is_discarded(one)]
+            if thrown and not self.plan.restart:
+                # they stand on images that the next steps may rename
+                images.confirm(self.backend.observe(self.active))
+                self._remove_all(thrown)
+                later = [one for one in later if one not in thrown]
         self._look_again(views_before)
         if self.plan.restart:
             yield from self._started()
@@ -455,6 +461,13 @@ class _Run:
         step = planned.step
         return isinstance(step, Remove) and any(
             left.path == step.image for left in self.found.state.leftovers
+        )
+
+    def _is_discarded(self, planned: PlannedStep) -> bool:
+        """True where *planned* removes an image that was discarded by the steps so far."""
+        step = planned.step
+        return isinstance(step, Remove) and any(
+            left.path == step.image and left.discarded for left in self.state.leftovers
         )
 
     # One group of steps
