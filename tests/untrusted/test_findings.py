@@ -51,14 +51,6 @@ def test_a_chain_of_ten_thousand_images_is_told_in_time(scene: Scene) -> None:
     assert_refused(scene.run("plan"), "stands on more than 1000 images")
 
 
-def test_a_header_that_claims_65536_snapshots_is_told_in_time(scene: Scene) -> None:
-    (scene.images / "b.qcow2").write_bytes(header(snapshots=65536))
-    empty(scene.images / "x.qcow2", "b.qcow2")
-    scene.spec("b <- x")
-
-    assert scene.run("plan").code == 1
-
-
 def test_a_link_that_the_spec_lists_does_not_lead_out_of_its_folders(scene: Scene) -> None:
     """Without allowed_roots, who may write to the folder adds the target's folder to them."""
     (scene.images / "x.qcow2").symlink_to(scene.canary_image)
