@@ -276,6 +276,8 @@ def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) 
             pass
         except ReconcilerError as error:
             errors[index] = error
+        except OSError as error:  # between two steps
+            errors[index] = StaleChain(f"{error}; nothing is lost: apply again")
 
     for index in runs:
         go(index)
