@@ -9,6 +9,9 @@ from typing import Literal
 from reconciler.model.host import Host
 from reconciler.model.image import Format
 
+OVERLAY_NAME = "{domain}-{disk}-{time:%Y%m%dT%H%M%S}.qcow2"
+"""Names of new overlays where the spec has no pattern of its own."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Location:
@@ -53,6 +56,7 @@ class DesiredDisk:
         discard: Absolute paths of images whose data may be thrown away.
         active: Absolute path of the image that is active before the first
             ``apply``; None: the spec names none.
+        overlay_name: The pattern of names for new overlays.
         shutdown_timeout: Seconds that a guest has to shut down before it is forced off.
         format: Default format, for images to be created.
         directory: The folder that relative file names start from.
@@ -73,6 +77,7 @@ class DesiredDisk:
     on_running: Literal["refuse", "restart"] = "refuse"
     quiesce: Literal["never", "try", "require"] = "never"
     shutdown_timeout: int = 60
+    overlay_name: str = OVERLAY_NAME
 
     @property
     def label(self) -> str:

@@ -11,6 +11,7 @@ from reconciler.model.desired import DesiredDisk, Entry, Location
 from reconciler.model.errors import Problem
 from reconciler.model.units import parse_size
 from reconciler.spec.document import Document, quote
+from reconciler.spec.overlay_names import fault
 from reconciler.spec.positions import KeyPath
 from reconciler.spec.rules import WrittenDisk, problems_between, problems_of
 
@@ -34,6 +35,7 @@ _PLAIN = (
     "on_running",
     "quiesce",
     "shutdown_timeout",
+    "overlay_name",
 )
 """Settings that a desired disk has as they are written."""
 
@@ -84,6 +86,8 @@ def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) 
                 what = f"{key} is {_shown(value)} here and {_shown(first.value)} at"
                 what = f"{what} {first.location}; write one value"
                 problems.append(document.problem((*path, key), what))
+            if key == "overlay_name" and (wrong := fault(value)):
+                problems.append(document.problem((*path, key), f"overlay_name: {wrong}"))
     settings.pop("disks", None)
     return settings
 

@@ -62,6 +62,10 @@ class Positions:
         line = bisect_right(self._line_starts, offset)
         return line, offset - self._line_starts[line - 1] + 1
 
+    def offset(self, path: KeyPath) -> int | None:
+        """Where the key at *path* begins, in characters; None where it has no place of its own."""
+        return self._places.get(path)
+
     def paths(self) -> tuple[KeyPath, ...]:
         """Every path that has a place of its own, in the order of the text."""
         return tuple(self._places)

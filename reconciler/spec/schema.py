@@ -34,6 +34,7 @@ FORMS = {
     "restore_point": "true or false",
     "remove_base": "true or false",
     "shutdown_timeout": "whole seconds, such as shutdown_timeout = 120",
+    "overlay_name": 'a pattern, such as "{domain}-{disk}-{time:%Y%m%d}.qcow2"',
     "description": "a text in quotes",
     "connection": 'a libvirt URI such as "qemu:///system", or leave the key out',
     "directory": 'a folder, such as "/var/lib/libvirt/images"',

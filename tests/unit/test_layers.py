@@ -27,7 +27,7 @@ HOMES = {
     "jsonschema": {"spec"},
     "rich": {"cli"},
     "typer": {"cli"},
-    "tomlkit": {"engine"},
+    "tomlkit": {"engine", "spec"},
     "subprocess": {"tools"},
     "ctypes": {"tools"},
     "libvirt": {"tools"},

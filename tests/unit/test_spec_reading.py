@@ -186,7 +186,7 @@ SPEC_PROBLEMS = [
         [
             (
                 '2:10: defaults: unknown key "zzz"; known here: connection, directory, format,'
-                " remove_base, bitmaps, on_running, quiesce, shutdown_timeout"
+                " remove_base, bitmaps, on_running, quiesce, shutdown_timeout, overlay_name"
             )
         ],
     ),
@@ -914,6 +914,7 @@ VALUES = {
     "on_running": '"restart"',
     "quiesce": '"try"',
     "shutdown_timeout": "5",
+    "overlay_name": '"{domain}.{time:%Y}"',
     "chain": '[{ file = "a" }, "top"]',
     "discard": '["b"]',
     "active": '"b"',
