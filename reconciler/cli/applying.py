@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from rich.text import Text
@@ -44,6 +44,16 @@ class Result:
     steps_done: int = 0
 
 
+class Edit(Protocol):
+    """An edit of the spec, whose plan is shown before it is written."""
+
+    def check(self, plan: Plan) -> None:
+        """Raise an error where *plan* is none to be applied."""
+
+    def write(self) -> None:
+        """Write it: what follows is done."""
+
+
 @dataclass(slots=True)
 class Session:
     """
@@ -54,6 +64,7 @@ class Session:
         max_drops: Most restore points that go without a person who says yes; None: as the
             host's config says.
         stop: Asked to, nothing more begins.
+        edit: What the spec is not yet, and will be when somebody has said yes.
     """
 
     loading: Loading
@@ -66,6 +77,7 @@ class Session:
     yes: bool
     connection: str | None = None
     jobs: int = 1
+    edit: Edit | None = None
     results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
     _steps: dict[str, list[str]] = field(default_factory=dict)
@@ -76,8 +88,12 @@ class Session:
         looks = looking(spec, self.states, self.target)
         plan = plan_all(tuple(path.absolute() for path in paths), looks)
         self._show(plan)
+        if self.edit is not None:
+            self.edit.check(plan)
         if plan.changes:
             self._ask(plan, spec.host.max_drops if self.max_drops is None else self.max_drops)
+        if self.edit is not None:
+            self.edit.write()
         return self._run(spec, plan, looks)
 
     def apply_file(self, path: Path) -> bool:

@@ -307,6 +307,77 @@ def gc(
         past.print_kept(done, dry_run=dry_run)
 
 
+Where = Annotated[
+    str, typer.Argument(metavar="DOMAIN[:DISK]", help="A domain with all its disks, or one disk.")
+]
+EditedSpec = Annotated[
+    Path, typer.Option("--spec", metavar="SPEC", help="The spec file or folder that is edited.")
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Apply without asking.")]
+NoApply = Annotated[
+    bool, typer.Option("--no-apply", help="Edit the spec, show the plan, and leave it at that.")
+]
+
+
+@app.command()
+def snapshot(
+    context: typer.Context,
+    where: Where,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Of the overlay; left out: by overlay_name."),
+    ] = None,
+    spec: EditedSpec = Path("."),
+    yes: Yes = False,
+    no_apply: NoApply = False,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Write a new overlay on top of each disk into the spec, and apply it."""
+    from reconciler.cli import editing
+
+    act = editing.Act(spec, where, connect, _states(context, state_dir), yes, not no_apply)
+    raise typer.Exit(Exit.DONE if editing.snapshot(act, name) else Exit.ERROR)
+
+
+@app.command()
+def drop(
+    context: typer.Context,
+    where: Where,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="By file name or path.")],
+    spec: EditedSpec = Path("."),
+    yes: Yes = False,
+    no_apply: NoApply = False,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Take images out of the spec, and apply it: their data is merged into a neighbour."""
+    from reconciler.cli import editing
+
+    act = editing.Act(spec, where, connect, _states(context, state_dir), yes, not no_apply)
+    raise typer.Exit(Exit.DONE if editing.drop(act, images) else Exit.ERROR)
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    where: Where,
+    to: Annotated[
+        str, typer.Option("--to", metavar="IMAGE", help="The restore point, by file name or path.")
+    ],
+    spec: EditedSpec = Path("."),
+    yes: Yes = False,
+    no_apply: NoApply = False,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Go on from a restore point in a new overlay; what came after it is thrown away."""
+    from reconciler.cli import editing
+
+    act = editing.Act(spec, where, connect, _states(context, state_dir), yes, not no_apply)
+    raise typer.Exit(Exit.DONE if editing.roll_back(act, to) else Exit.ERROR)
+
+
 def _applied(session: Session, spec: list[Path] | None) -> Exit:
     from reconciler.spec.planfile import looks_like_plan
 

@@ -156,7 +156,9 @@ def _without_commas_first(tokens: Sequence[Token], gone: Collection[int]) -> lis
         while begin and found[begin - 1].kind in ("space", "comma"):
             begin -= 1
         end = _line_end(found, at)
-        if begin and found[begin - 1].kind == "newline" and end < len(found):
+        alone = all(token.kind != "value" for token in found[at + 1 : end])
+        ended = end < len(found) and found[end].kind == "newline"
+        if alone and ended and begin and found[begin - 1].kind == "newline":
             begin -= 1
         else:
             end = at + 1

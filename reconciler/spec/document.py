@@ -75,14 +75,18 @@ def _plain(part: str) -> str:
     return part if part.isprintable() and 0 < len(part) <= 80 else quote(part)
 
 
-def read_document(file: Path) -> Document:
+def read_document(file: Path, text: str | None = None) -> Document:
     """
     The spec file at *file*.
+
+    Args:
+        text: What it will say; None: what it says.
 
     Raises:
         SpecError: The file cannot be read, is no TOML, or is beyond the limits.
     """
-    text = _read_text(file)
+    if text is None:
+        text = read_text(file)
     _check_limits(file, text)
     try:
         data = tomllib.loads(text)
@@ -99,7 +103,8 @@ def read_document(file: Path) -> Document:
     return Document(file, data, Positions(text))
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """What the spec file at *file* says; SpecError where that cannot be read."""
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from reconciler.spec.meaning import meaning
 from reconciler.spec.positions import KeyPath
 
 
-def load(paths: Sequence[Path]) -> Spec:
+def load(paths: Sequence[Path], texts: Mapping[Path, str] | None = None) -> Spec:
     """
     Every disk that the specs at *paths* ask for, with every default filled in.
 
@@ -24,12 +24,15 @@ def load(paths: Sequence[Path]) -> Spec:
     spec.  Every spec has defaults of its own; no disk and no active image may
     be in two of them.
 
+    Args:
+        texts: What files will say that are not written yet, by path with links resolved.
+
     Raises:
         SpecError: The specs have problems; it carries all of them.
     """
     problems: list[Problem] = []
     seen: set[str] = set()
-    specs = [_read_spec(path, seen, problems) for path in paths]
+    specs = [_read_spec(path, seen, problems, texts or {}) for path in paths]
     disks, found = meaning(specs)
     problems += found
     if problems:
@@ -38,13 +41,15 @@ def load(paths: Sequence[Path]) -> Spec:
     return Spec(sources=sources, disks=disks)
 
 
-def _read_spec(path: Path, seen: set[str], problems: list[Problem]) -> list[Document]:
+def _read_spec(
+    path: Path, seen: set[str], problems: list[Problem], texts: Mapping[Path, str]
+) -> list[Document]:
     """The files of one spec, as far as they keep to the schema."""
     documents = []
     found: list[Problem] = []
     domains = False
     try:
-        files = _files(path)
+        files = spec_files(path, texts)
     except SpecError as error:
         problems += error.problems
         return []
@@ -55,7 +60,7 @@ def _read_spec(path: Path, seen: set[str], problems: list[Problem]) -> list[Docu
             continue
         seen.add(identity)
         try:
-            document = read_document(file)
+            document = read_document(file, texts.get(Path(identity)))
         except SpecError as error:
             found += error.problems
             continue
@@ -69,17 +74,27 @@ def _read_spec(path: Path, seen: set[str], problems: list[Problem]) -> list[Docu
     return documents
 
 
-def _files(path: Path) -> list[Path]:
-    """The file *path*, or the spec files of the folder *path* in the order of their names."""
+def spec_files(path: Path, texts: Mapping[Path, str] | None = None) -> list[Path]:
+    """
+    The file *path*, or the spec files of the folder *path* in the order of their names.
+
+    Raises:
+        SpecError: The folder cannot be read, or has none.
+    """
     if not os.path.isdir(path):
         return [path]
     try:
-        names = sorted(os.listdir(path))
+        coming = {file.name for file in texts or () if os.path.realpath(path) == str(file.parent)}
+        names = sorted({*os.listdir(path), *coming})
     except OSError as error:
         what = f"the folder cannot be read: {error.strerror}; make it readable"
         raise SpecError([_problem(path, what)]) from error
     files = [path / name for name in names if name.endswith(".toml") and name[0] != "."]
-    files = [file for file in files if file.is_file() or (file.is_symlink() and not file.is_dir())]
+    files = [
+        file
+        for file in files
+        if file.name in coming or file.is_file() or (file.is_symlink() and not file.is_dir())
+    ]
     if not files:
         what = "the folder has no *.toml files; write one, or name another folder"
         raise SpecError([_problem(path, what)])

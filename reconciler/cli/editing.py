@@ -1,0 +1,342 @@
+"""`snapshot`, `drop` and `rollback`: edits of the spec that are shown, then written and applied."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+
+from reconciler.cli import report
+from reconciler.cli.applying import Session
+from reconciler.cli.naming import printable
+from reconciler.cli.stopping import Stop
+from reconciler.engine import specfile
+from reconciler.engine.applying import PATIENCE, Options
+from reconciler.engine.looking import Look, look
+from reconciler.engine.planning import plan_all
+from reconciler.engine.state import StateFolder
+from reconciler.model.desired import DesiredDisk, Entry, Spec
+from reconciler.model.errors import Mistake
+from reconciler.model.image import Format, short_name
+from reconciler.model.plan import Plan
+from reconciler.spec import edit, load
+from reconciler.spec.document import read_text
+from reconciler.spec.host import read_host
+from reconciler.spec.overlay_names import overlay_name
+
+_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """
+    What every act is told.
+
+    Attributes:
+        spec: The file or folder that is edited.
+        where: ``DOMAIN`` or ``DOMAIN:DISK``.
+        apply: False: only the spec is edited.
+    """
+
+    spec: Path
+    where: str
+    connect: str | None
+    states: StateFolder
+    yes: bool
+    apply: bool
+
+
+@dataclass(slots=True)
+class Texts:
+    """
+    Spec files as they are, and as they will be.
+
+    Attributes:
+        files: Each file by its path with links resolved, as the user wrote it.
+    """
+
+    files: dict[Path, Path] = field(default_factory=dict)
+    before: dict[Path, str] = field(default_factory=dict)
+    after: dict[Path, str] = field(default_factory=dict)
+
+    def of(self, disk: DesiredDisk) -> str:
+        """The text that defines *disk*, with the edits so far."""
+        file = Path(os.path.realpath(disk.where.file))
+        if file not in self.after:
+            self.files[file] = disk.where.file
+            self.before[file] = self.after[file] = read_text(file)
+        return self.after[file]
+
+    def put(self, disk: DesiredDisk, text: str) -> None:
+        """Let *text* define *disk*."""
+        self.after[Path(os.path.realpath(disk.where.file))] = text
+
+    def check(self, plan: Plan) -> None:
+        """Raise an error where a disk of *plan* has one."""
+        if plan.errors:
+            names = " and ".join(printable(str(name)) for name in self.files.values())
+            raise Mistake(f"nothing was done: this cannot be planned; {names} is as it was")
+
+    def write(self) -> None:
+        """Write every file that changes, each in one act."""
+        for file, text in self.after.items():
+            if text != self.before[file]:
+                specfile.replace_text(file, self.before[file], text)
+
+    def show(self) -> None:
+        """The lines that change, file by file."""
+        for file, text in self.after.items():
+            typer.echo(printable(str(self.files[file])))
+            lines = difflib.unified_diff(
+                self.before[file].splitlines(), text.splitlines(), lineterm="", n=0
+            )
+            for line in list(lines)[2:]:
+                if not line.startswith("@@"):
+                    typer.echo(f"  {line[0]} {printable(line[1:])}")
+        typer.echo()
+
+
+def snapshot(act: Act, name: str | None) -> bool:
+    """Add one overlay on top of each disk; True where the disks are as the new spec says."""
+    spec = _load(act, {})
+    disks = _disks(spec, act.where)
+    texts = Texts()
+    for disk, new in zip(disks, _new_names(spec, disks, name), strict=True):
+        text = edit.add_overlay(
+            texts.of(disk), disk.domain, disk.target, new, image_format=_format(disk)
+        )
+        texts.put(disk, text)
+    return _done(act, disks, texts)
+
+
+def drop(act: Act, images: Sequence[str]) -> bool:
+    """Take *images* out of the chains of the disks; True where that is done."""
+    spec = _load(act, {})
+    disks = _disks(spec, act.where)
+    gone: dict[str, set[str]] = {disk.label: set() for disk in disks}
+    for image in images:
+        found = [(disk, entry) for disk in disks if (entry := _entry(disk, image)) is not None]
+        if not found:
+            raise _unknown(disks, image)
+        for disk, entry in found:
+            _droppable(spec, disk, entry)
+            gone[disk.label].add(entry.name)
+    texts = Texts()
+    chosen = [disk for disk in disks if gone[disk.label]]
+    for disk in chosen:
+        text = edit.drop_images(texts.of(disk), disk.domain, disk.target, gone[disk.label])
+        texts.put(disk, text)
+    return _done(act, chosen, texts)
+
+
+def roll_back(act: Act, image: str) -> bool:
+    """Let each disk go on from *image* in a new overlay; True where that is done."""
+    spec = _load(act, {})
+    disks = _disks(spec, act.where)
+    texts = Texts()
+    looks = {found.desired.label: found for found in look(spec, act.states, disks)}
+    for disk, new in zip(disks, _new_names(spec, disks, None), strict=True):
+        to = _entry(disk, image)
+        if to is None:
+            others = [one.label for one in disks if _entry(one, image) is not None]
+            hint = f"; name the disk: {', '.join(others)}" if others else ""
+            raise Mistake(f"{_unknown([disk], image)}{hint}")
+        if to == disk.chain[-1]:
+            raise Mistake(
+                f"{disk.label} is on {_short(to)} already, and has nothing above it to go back "
+                f"from (its chain is {_chain(disk)})"
+            )
+        text = edit.roll_back(
+            texts.of(disk),
+            disk.domain,
+            disk.target,
+            to=to.name,
+            name=new,
+            discard=_above(looks[disk.label], to),
+            image_format=_format(disk),
+        )
+        texts.put(disk, text)
+    return _done(act, disks, texts)
+
+
+def _above(found: Look, to: Entry) -> list[str]:
+    """Images above *to*, as the spec names them: those listed, and what else the disk has there."""
+    disk = found.desired
+    listed = {Path(os.path.realpath(entry.path)): entry for entry in disk.chain}
+    names = [e.name for e in disk.chain[disk.chain.index(to) + 1 :] if e.path.exists()]
+    below = Path(os.path.realpath(to.path))
+    if below in found.chain:
+        for image in found.chain.images[found.chain.index(below) + 1 :]:
+            if image.path not in listed:
+                relative = os.path.relpath(image.path, os.path.realpath(disk.directory))
+                names.append(min(relative, str(image.path), key=len))
+    return names
+
+
+def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:
+    """Show the edit and its plan; then write it and apply it, as *act* says."""
+    texts.show()
+    labels = {disk.label for disk in disks}
+
+    def looking(spec: Spec, states: StateFolder, _: Sequence[str] | None) -> list[Look]:
+        return look(spec, states, [disk for disk in spec.disks if disk.label in labels])
+
+    if not act.apply:
+        plan = plan_all((act.spec.absolute(),), looking(_load(act, texts.after), act.states, None))
+        words = ["virt-chain", "apply", *([] if act.spec == Path(".") else [str(act.spec)])]
+        words += ["-c", act.connect] if act.connect else []
+        report.print_plan(plan, report.console(), shlex.join(words))
+        texts.check(plan)
+        texts.write()
+        return True
+    stop = Stop()
+    session = Session(
+        loading=lambda _, __: _load(act, texts.after),
+        max_drops=None,
+        states=act.states,
+        stop=stop,
+        options=Options(patience=PATIENCE, stopping=lambda: stop.asked),
+        target=None,
+        connection=act.connect,
+        as_json=False,
+        yes=act.yes,
+        edit=texts,
+    )
+    return session.apply_specs([act.spec], looking)
+
+
+def _load(act: Act, texts: Mapping[Path, str]) -> Spec:
+    return load([act.spec], texts).through(act.connect).on(read_host())
+
+
+def _disks(spec: Spec, where: str) -> list[DesiredDisk]:
+    """The disks that *where* names."""
+    found = [disk for disk in spec.disks if where in (disk.domain, disk.label)]
+    if not found:
+        known = ", ".join(disk.label for disk in spec.disks[:8])
+        raise Mistake(f"the spec has no {where}; it has {known}")
+    return found
+
+
+def _format(disk: DesiredDisk) -> Format | None:
+    """An overlay is always qcow2; None where that is the default."""
+    return None if disk.format == "qcow2" else "qcow2"
+
+
+def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> list[str]:
+    """
+    The file name of a new overlay for each of *disks*, beside the active image.
+
+    Raises:
+        Mistake: *name* is taken.
+    """
+    taken = {os.path.realpath(entry.path) for disk in spec.disks for entry in disk.chain}
+    taken |= {os.path.realpath(path) for disk in spec.disks for path in disk.discard}
+    names = []
+    now = datetime.now(UTC)
+    for disk in disks:
+        if name is None:
+            pattern = overlay_name(disk.overlay_name, disk.domain, disk.target, now)
+            choices: Iterable[str] = _numbered(pattern)
+        else:
+            choices = [_called(name, disk.target if len(disks) > 1 else None)]
+        for choice in choices:
+            written = _beside(choice, disk)
+            path = os.path.realpath(disk.directory / written)
+            if path not in taken and not os.path.lexists(path):
+                break
+        else:
+            raise Mistake(
+                f"{choice} is taken: it exists, or the spec lists or discards it; choose another name"
+            )
+        taken.add(path)
+        names.append(written)
+    return names
+
+
+def _called(name: str, target: str | None) -> str:
+    """*name* as a file name; with *target* before its extension where there are several disks."""
+    extension = _EXTENSION.search(name)
+    stem, suffix = (name[: extension.start()], extension[0]) if extension else (name, ".qcow2")
+    return f"{stem}-{target}{suffix}" if target else f"{stem}{suffix}"
+
+
+def _numbered(name: str) -> Iterable[str]:
+    """*name*, then ``name-2``, ``name-3`` and so on."""
+    yield name
+    extension = _EXTENSION.search(name)
+    stem, suffix = (name[: extension.start()], extension[0]) if extension else (name, "")
+    for number in range(2, 1000):
+        yield f"{stem}-{number}{suffix}"
+
+
+def _beside(name: str, disk: DesiredDisk) -> str:
+    """*name* in the folder of the active image; a name with a folder stays as it is."""
+    folder = os.path.dirname(disk.chain[-1].name)
+    return name if "/" in name or not folder else os.path.join(folder, name)
+
+
+def _entry(disk: DesiredDisk, image: str) -> Entry | None:
+    """
+    The entry of *disk* that *image* names: by file name, with or without suffix, or by path.
+
+    Raises:
+        Mistake: It names several.
+    """
+    paths = {os.path.realpath(image), os.path.realpath(disk.directory / image)}
+    ways = (
+        lambda entry: entry.name == image,
+        lambda entry: os.path.realpath(entry.path) in paths,
+        lambda entry: entry.path.name == image,
+        lambda entry: short_name(entry.path) == image,
+        lambda entry: entry.path.name == _called(image, disk.target),
+    )
+    for way in ways:
+        found = [entry for entry in disk.chain if way(entry)]
+        if len(found) > 1:
+            names = ", ".join(entry.name for entry in found)
+            raise Mistake(f"{image} may be each of {names} in {disk.label}; write the whole name")
+        if found:
+            return found[0]
+    return None
+
+
+def _droppable(spec: Spec, disk: DesiredDisk, entry: Entry) -> None:
+    """
+    See that *entry* is this disk's own.
+
+    Raises:
+        Mistake: It is a template, or another disk's too.
+    """
+    ways = "edit the spec by hand to take this disk off it (its data is copied up)"
+    if entry.template:
+        raise Mistake(f"{_short(entry)} is a template of {disk.label}, and stays; {ways}")
+    path = os.path.realpath(entry.path)
+    others = [
+        other.label
+        for other in spec.disks
+        if other != disk and any(os.path.realpath(e.path) == path for e in other.chain)
+    ]
+    if others:
+        names = ", ".join(others)
+        raise Mistake(f"{_short(entry)} is shared with {names}, and stays; {ways}")
+
+
+def _unknown(disks: Sequence[DesiredDisk], image: str) -> Mistake:
+    has = "; ".join(f"the chain of {disk.label} is {_chain(disk)}" for disk in disks)
+    return Mistake(f"no image {image} here; {has}")
+
+
+def _chain(disk: DesiredDisk) -> str:
+    return " <- ".join(map(_short, disk.chain)) + "*"
+
+
+def _short(entry: Entry) -> str:
+    return short_name(entry.path)
