@@ -254,7 +254,8 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
                 break
         else:
             raise Mistake(
-                f"{choice} is taken: it exists, or the spec lists or discards it; choose another name"
+                f"{choice} is taken: it exists, or the spec lists or discards it; "
+                "choose another name"
             )
         taken.add(path)
         names.append(written)

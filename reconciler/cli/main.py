@@ -378,6 +378,46 @@ def rollback(
     raise typer.Exit(Exit.DONE if editing.roll_back(act, to) else Exit.ERROR)
 
 
+@app.command(name="import")
+def import_(
+    context: typer.Context,
+    things: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DOMAIN]... | IMAGE... | FOLDER",
+            help="Domains of the connection (left out: all), active images, or a folder of them.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("-d", "--directory", metavar="DIR", help="Write a file for each domain."),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="SPEC", help="Add to this spec file; what it has stays."),
+    ] = None,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Write the spec that describes what is there; a plan of it has no steps."""
+    from reconciler.cli import importing
+
+    if folder is not None and into is not None:
+        raise Mistake("-d and --into exclude each other; say one of them")
+    disks = importing.find(things or [], connect, read_host())
+    if not disks:
+        raise Mistake("nothing was found: no disk, and no image")
+    states = _states(context, state_dir)
+    title = f"Written by virt-chain import {shlex.join(things or [])}".rstrip()
+    if into is not None:
+        good = importing.into(disks, into, states)
+    elif folder is not None:
+        good = importing.to_folder(disks, folder, title, states)
+    else:
+        good = importing.to_stdout(disks, title, states)
+    raise typer.Exit(Exit.DONE if good else Exit.ERROR)
+
+
 def _applied(session: Session, spec: list[Path] | None) -> Exit:
     from reconciler.spec.planfile import looks_like_plan
 

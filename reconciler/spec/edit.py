@@ -159,6 +159,8 @@ def entry_text(entry: NewEntry, *, quote: str = '"') -> str:
 def _chain_lines(chain: Sequence[NewEntry]) -> list[str]:
     written = [entry_text(entry) for entry in chain]
     one_line = f"chain = [{', '.join(written)}]"
+    if len(chain) == 1 and chain[0].comment:
+        return [f"{one_line}  # {chain[0].comment}"]
     if len(written) <= 2 and len(one_line) <= WIDTH and not any(one.comment for one in chain):
         return [one_line]
     lines = [

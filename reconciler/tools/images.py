@@ -106,6 +106,18 @@ def read_image(path: Path, image_format: Format) -> Image:
     )
 
 
+def is_qcow2(path: Path) -> bool:
+    """
+    True where the file *path* begins as a qcow2 image does, links followed.
+
+    Raises:
+        ObserveError: It cannot be read, or the header is damaged.
+    """
+    where = real(path)
+    with _opened(where) as (descriptor, _):
+        return qcow2.read_header(descriptor, where) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """
@@ -119,11 +131,14 @@ class Trust:
         formats: Formats that the spec or the domain names.
         default: Believed where neither the spec nor an overlay names a
             format and the file has the magic of that format.
+        guess: In place of the default, the magic of the file decides; for a look
+            whose result a person reads before it is used.
         roots: Folders below which images may lie, links resolved; None: anywhere.
     """
 
     formats: Mapping[Identity, Format] = field(default_factory=dict)
     default: Format = "qcow2"
+    guess: bool = False
     roots: tuple[Path, ...] | None = None
 
     def allows(self, path: Path) -> bool:
@@ -150,7 +165,10 @@ class Trust:
             ObserveError: It lies outside of the roots, cannot be read, or has another format.
         """
         self.see_to(path)
-        return read_image(path, _format(path, self.formats, recorded, self.default))
+        default = self.default
+        if self.guess:
+            default = "qcow2" if is_qcow2(path) else "raw"
+        return read_image(path, _format(path, self.formats, recorded, default))
 
 
 def walk(active: Path, trust: Trust) -> Chain:
