@@ -418,6 +418,21 @@ def import_(
     raise typer.Exit(Exit.DONE if good else Exit.ERROR)
 
 
+@app.command()
+def fmt(
+    spec: Specs = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only list the files that would change; exit 1.")
+    ] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Only show what would change.")] = False,
+) -> None:
+    """Put specs into one layout; comments and meaning stay."""
+    from reconciler.cli import formatting
+
+    changed = formatting.fmt(_paths(spec), check=check, diff=diff)
+    raise typer.Exit(Exit.ERROR if check and changed else Exit.DONE)
+
+
 def _applied(session: Session, spec: list[Path] | None) -> Exit:
     from reconciler.spec.planfile import looks_like_plan
 
