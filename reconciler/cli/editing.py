@@ -16,9 +16,10 @@ import typer
 from reconciler.cli import report
 from reconciler.cli.applying import Session
 from reconciler.cli.naming import printable
+from reconciler.cli.progress import Silent
 from reconciler.cli.stopping import Stop
 from reconciler.engine import specfile
-from reconciler.engine.applying import PATIENCE, Options
+from reconciler.engine.applying import PATIENCE, Applier, Options
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder
@@ -130,6 +131,9 @@ def drop(act: Act, images: Sequence[str]) -> bool:
             gone[disk.label].add(entry.name)
     texts = Texts()
     chosen = [disk for disk in disks if gone[disk.label]]
+    tops = [disk for disk in chosen if disk.chain[-1].name in gone[disk.label]]
+    if tops:
+        _remember(spec, act.states, look(spec, act.states, tops))
     for disk in chosen:
         text = edit.drop_images(texts.of(disk), disk.domain, disk.target, gone[disk.label])
         texts.put(disk, text)
@@ -140,30 +144,43 @@ def roll_back(act: Act, image: str) -> bool:
     """Let each disk go on from *image* in a new overlay; True where that is done."""
     spec = _load(act, {})
     disks = _disks(spec, act.where)
+    points = [_restore_point(disk, image, disks) for disk in disks]
+    looks = look(spec, act.states, disks)
+    _remember(spec, act.states, looks)
     texts = Texts()
-    looks = {found.desired.label: found for found in look(spec, act.states, disks)}
-    for disk, new in zip(disks, _new_names(spec, disks, None), strict=True):
-        to = _entry(disk, image)
-        if to is None:
-            others = [one.label for one in disks if _entry(one, image) is not None]
-            hint = f"; name the disk: {', '.join(others)}" if others else ""
-            raise Mistake(f"{_unknown([disk], image)}{hint}")
-        if to == disk.chain[-1]:
-            raise Mistake(
-                f"{disk.label} is on {_short(to)} already, and has nothing above it to go back "
-                f"from (its chain is {_chain(disk)})"
-            )
+    for found, to, new in zip(looks, points, _new_names(spec, disks, None), strict=True):
+        disk = found.desired
         text = edit.roll_back(
             texts.of(disk),
             disk.domain,
             disk.target,
             to=to.name,
             name=new,
-            discard=_above(looks[disk.label], to),
+            discard=_above(found, to),
             image_format=_format(disk),
         )
         texts.put(disk, text)
     return _done(act, disks, texts)
+
+
+def _restore_point(disk: DesiredDisk, image: str, disks: Sequence[DesiredDisk]) -> Entry:
+    """
+    The entry of *disk* that *image* names, with another above it.
+
+    Raises:
+        Mistake: There is none; it tells which of *disks* have one.
+    """
+    to = _entry(disk, image)
+    if to is None:
+        others = [one.label for one in disks if _entry(one, image) is not None]
+        hint = f"; name the disk: {', '.join(others)}" if others else ""
+        raise Mistake(f"{_unknown([disk], image)}{hint}")
+    if to == disk.chain[-1]:
+        raise Mistake(
+            f"{disk.label} is on {_short(to)} already, and has nothing above it to go back "
+            f"from (its chain is {_chain(disk)})"
+        )
+    return to
 
 
 def _above(found: Look, to: Entry) -> list[str]:
@@ -178,6 +195,18 @@ def _above(found: Look, to: Entry) -> list[str]:
                 relative = os.path.relpath(image.path, os.path.realpath(disk.directory))
                 names.append(min(relative, str(image.path), key=len))
     return names
+
+
+def _remember(spec: Spec, states: StateFolder, looks: Iterable[Look]) -> None:
+    """
+    Write down which image is active, for disks that were never applied.
+
+    Without libvirt the spec alone says so, and the one that is coming lists another.
+    """
+    for found in looks:
+        state, offline = found.state, found.desired.connection is None
+        if offline and found.task and state.active is None and state.unfinished is None:
+            Applier(spec, states, Options(), Silent()).record(found)
 
 
 def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:

@@ -1,0 +1,367 @@
+"""`snapshot`, `drop` and `rollback`: the line in the spec, and what it does to real images."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.images.cases import B, P, Q, X
+from tests.images.disks import Disk, Outcome, assert_quiet, command, folder_facts, process, write
+
+TIME = r"\d{8}T\d{6}"
+
+SPEC = """\
+# The virtual machine.
+version = 1
+
+[defaults]
+directory = "images"  # here
+
+[domains.vm.disks.vda]
+chain = [
+  {{ file = "b.qcow2", template = true }},
+  "p.qcow2",  # fresh
+{more}]
+"""
+
+
+@pytest.fixture
+def vm(disk: Disk) -> Disk:
+    """The chain b <- p <- x, and a spec with comments."""
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.spec_file.write_text(SPEC.format(more='  "x.qcow2",\n'))
+    return disk
+
+
+def act(disk: Disk, *words: str | Path) -> Outcome:
+    return command(*words, "--spec", disk.spec_file, "--state-dir", disk.state)
+
+
+def overlays(disk: Disk) -> list[str]:
+    """Images that the scene did not make."""
+    return sorted(path.stem for path in disk.images.glob("*.qcow2") if path.stem not in "bpx")
+
+
+def test_a_snapshot_is_one_line_and_one_overlay(vm: Disk) -> None:
+    done = act(vm, "snapshot", "vm", "-y")
+
+    assert done.code == 0, done
+    [new] = overlays(vm)
+    assert re.fullmatch(f"vm-vda-{TIME}", new)
+    assert vm.spec_file.read_text() == SPEC.format(more=f'  "x.qcow2",\n  "{new}.qcow2",\n')
+    assert vm.stack(new) == f"b <- p <- x <- {new}"
+    assert done.out.startswith(f'{vm.spec_file}\n  +   "{new}.qcow2",\n\nvm:vda  offline')
+    assert vm.read("x") == vm.read(new) == vm.golden["x"]
+    assert_quiet(vm)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("mon", "mon.qcow2"), ("mon.qcow2", "mon.qcow2"), ("v1.2", "v1.2.qcow2"), ("a.img", "a.img")],
+)
+def test_a_snapshot_has_the_name_it_is_given(vm: Disk, name: str, file: str) -> None:
+    done = act(vm, "snapshot", "vm:vda", name, "-y")
+
+    assert done.code == 0, done
+    assert vm.spec_file.read_text() == SPEC.format(more=f'  "x.qcow2",\n  "{file}",\n')
+    assert (vm.images / file).exists()
+
+
+def test_a_snapshot_of_several_disks_names_each(vm: Disk) -> None:
+    vm.add("d", B)
+    vm.spec_file.write_text(
+        vm.spec_file.read_text() + "\n[domains.vm]\ndisks.vdb.chain = ['d.qcow2']\n"
+    )
+
+    done = act(vm, "snapshot", "vm", "mon", "-y")
+
+    assert done.code == 0, done
+    assert vm.spec_file.read_text() == (
+        SPEC.format(more='  "x.qcow2",\n  "mon-vda.qcow2",\n')
+        + "\n[domains.vm]\ndisks.vdb.chain = ['d.qcow2', 'mon-vdb.qcow2']\n"
+    )
+    assert overlays(vm) == ["d", "mon-vda", "mon-vdb"]
+
+    back = act(vm, "rollback", "vm:vdb", "--to", "d", "-y")
+
+    assert back.code == 0, back
+    assert vm.spec_file.read_text().endswith("disks.vdb.discard = ['mon-vdb.qcow2']\n")
+
+
+@pytest.mark.parametrize("taken", ["p", "x.qcow2", "free"])
+def test_a_name_that_is_taken_is_refused(vm: Disk, taken: str) -> None:
+    (vm.images / "free.qcow2").touch()
+    before = vm.everything()
+
+    done = act(vm, "snapshot", "vm", taken, "-y")
+
+    assert (done.code, done.out) == (1, "")
+    assert "is taken: it exists, or the spec lists or discards it" in done.err
+    assert vm.everything() == before
+
+
+def test_names_come_from_the_pattern_of_the_spec(vm: Disk) -> None:
+    text = vm.spec_file.read_text().replace("# here", '\noverlay_name = "{disk}.of.{domain}.img"')
+    vm.spec_file.write_text(text)
+
+    for _ in range(3):
+        assert act(vm, "snapshot", "vm", "-y").code == 0
+
+    assert vm.stack("vda.of.vm-3.img") == (
+        "b <- p <- x <- vda.of.vm.img <- vda.of.vm-2.img <- vda.of.vm-3.img"
+    )
+
+
+def test_a_pattern_that_is_none_is_told_with_its_place(vm: Disk) -> None:
+    vm.spec_file.write_text(vm.spec_file.read_text().replace("# here", '\noverlay_name = "{host}"'))
+
+    done = command("validate", vm.spec_file)
+
+    assert done.code == 1
+    assert done.err.startswith(
+        f"{vm.spec_file}:6:1: defaults.overlay_name: overlay_name: {{host}} is unknown; "
+    )
+
+
+def test_without_apply_only_the_spec_is_edited(vm: Disk) -> None:
+    before = folder_facts(vm.images)
+
+    done = act(vm, "snapshot", "vm", "mon", "--no-apply")
+
+    assert done.code == 0, done
+    assert vm.spec_file.read_text() == SPEC.format(more='  "x.qcow2",\n  "mon.qcow2",\n')
+    assert folder_facts(vm.images) == before
+    assert done.out.endswith(f"Apply it with: virt-chain apply {vm.spec_file}\n")
+    assert vm.apply().code == 0
+    assert vm.stack("mon") == "b <- p <- x <- mon"
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", "y\n"])
+def test_who_is_asked_may_say_no(vm: Disk, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    before = vm.spec_file.read_bytes()
+
+    done = act(vm, "snapshot", "vm", "mon")
+
+    yes = answer == "y\n"
+    assert done.code == (0 if yes else 1)
+    assert (vm.images / "mon.qcow2").exists() == yes
+    assert (vm.spec_file.read_bytes() != before) == yes
+
+
+def test_without_a_terminal_nothing_is_written(vm: Disk) -> None:
+    before = vm.spec_file.read_bytes(), folder_facts(vm.images)
+
+    done = process("snapshot", "vm", "--spec", vm.spec_file, "--state-dir", vm.state)
+
+    assert (done.code, "there is no terminal to ask on" in done.err) == (1, True)
+    assert (vm.spec_file.read_bytes(), folder_facts(vm.images)) == before
+    assert [path.name for path in vm.root.glob(".*")] == []
+
+
+def test_a_plan_with_an_error_leaves_the_spec_alone(vm: Disk) -> None:
+    vm.add("stranger", X, on="x")
+    before = vm.spec_file.read_bytes()
+
+    for words in (["-y"], ["--no-apply"]):
+        done = act(vm, "snapshot", "vm", "mon", *words)
+
+        assert done.code == 1
+        assert "stands on" in done.out
+        assert done.err == (
+            f"virt-chain: nothing was done: this cannot be planned; {vm.spec_file} is as it was\n"
+        )
+        assert vm.spec_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("way", ["p", "p.qcow2", "path"])
+def test_a_drop_takes_the_line_out(vm: Disk, way: str) -> None:
+    image = str(vm.path("p")) if way == "path" else way
+
+    done = act(vm, "drop", "vm", image, "-y")
+
+    assert done.code == 0, done
+    text = SPEC.format(more='  "x.qcow2",\n').replace('  "p.qcow2",  # fresh\n', "")
+    assert vm.spec_file.read_text() == text
+    assert vm.stack("x") == "b <- x"
+    assert vm.read("x") == vm.golden["x"]
+    assert_quiet(vm)
+
+
+def test_several_images_are_dropped_at_once(vm: Disk) -> None:
+    vm.add("y", Q, on="x")
+    vm.keep()
+    vm.spec_file.write_text(SPEC.format(more='  "x.qcow2",\n  "y.qcow2"\n'))
+
+    done = act(vm, "drop", "vm:vda", "p", "x", "-y")
+
+    assert done.code == 0, done
+    assert vm.stack("y") == "b <- y"
+    assert vm.read("y") == vm.golden["y"]
+
+
+REFUSED = [
+    # id, words, what is said
+    (
+        "a template",
+        ["drop", "vm", "b"],
+        (
+            "b is a template of vm:vda, and stays; edit the spec by hand to take this disk off it "
+            "(its data is copied up)"
+        ),
+    ),
+    (
+        "an unknown image",
+        ["drop", "vm", "tue"],
+        "no image tue here; the chain of vm:vda is b <- p <- x*",
+    ),
+    (
+        "another's image",
+        ["drop", "vm", "p"],
+        (
+            "p is shared with other:vda, and stays; edit the spec by hand to take this disk off it "
+            "(its data is copied up)"
+        ),
+    ),
+    ("an unknown domain", ["snapshot", "vm2"], "the spec has no vm2; it has vm:vda, other:vda"),
+    ("an unknown disk", ["drop", "vm:vdb", "p"], "the spec has no vm:vdb; it has vm:vda"),
+    (
+        "no way back",
+        ["rollback", "vm", "--to", "x"],
+        (
+            "vm:vda is on x already, and has nothing above it to go back from "
+            "(its chain is b <- p <- x*)"
+        ),
+    ),
+    (
+        "back to an unknown image",
+        ["rollback", "vm", "--to", "z"],
+        "no image z here; the chain of vm:vda is b <- p <- x*",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [pytest.param(*case, id=name) for name, *case in REFUSED]
+)
+def test_what_cannot_be_meant_is_refused(vm: Disk, words: list[str], said: str) -> None:
+    vm.add("o", X, on="p")
+    other = '[domains.other.disks.vda]\nchain = ["b.qcow2", "p.qcow2", "o.qcow2"]\n'
+    vm.spec_file.write_text(vm.spec_file.read_text() + other)
+    before = vm.spec_file.read_bytes(), vm.everything()
+
+    done = act(vm, *words, "-y")
+
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"virt-chain: {said}")
+    assert (vm.spec_file.read_bytes(), vm.everything()) == before
+
+
+def test_a_roll_back_goes_on_in_a_new_overlay(vm: Disk) -> None:
+    done = act(vm, "rollback", "vm", "--to", "p", "-y")
+
+    assert done.code == 0, done
+    [new] = overlays(vm)
+    assert vm.spec_file.read_text() == (
+        SPEC.format(more=f'  "{new}.qcow2",\n') + 'discard = ["x.qcow2"]\n'
+    )
+    assert vm.stack(new) == f"b <- p <- {new}"
+    assert vm.read(new) == vm.golden["p"]
+    assert not vm.path("x").exists()
+    assert_quiet(vm)
+
+
+def test_a_roll_back_to_a_template_starts_anew(vm: Disk) -> None:
+    done = act(vm, "rollback", "vm", "--to", "b", "-y")
+
+    assert done.code == 0, done
+    [new] = overlays(vm)
+    assert vm.stack(new) == f"b <- {new}"
+    assert vm.read(new) == vm.golden["b"]
+    assert not vm.path("p").exists()
+    assert not vm.path("x").exists()
+    assert vm.spec_file.read_text().endswith('discard = ["p.qcow2", "x.qcow2"]\n')
+
+
+def test_acts_follow_one_another(vm: Disk) -> None:
+    assert act(vm, "snapshot", "vm", "mon", "-y").code == 0
+    write(vm.path("mon"), "64k:- 64k:M")
+    assert act(vm, "snapshot", "vm", "tue", "-y").code == 0
+    monday = vm.read("mon")
+    assert act(vm, "drop", "vm", "x", "-y").code == 0
+    assert act(vm, "rollback", "vm", "--to", "mon", "-y").code == 0
+
+    [new] = [name for name in overlays(vm) if name.startswith("vm")]
+    assert vm.stack(new) == f"b <- p <- mon <- {new}"
+    assert vm.read(new) == vm.read("mon") == monday
+    assert vm.spec_file.read_text().endswith('discard = ["tue.qcow2"]\n')
+
+
+def test_in_a_folder_the_file_that_has_the_domain_is_edited(vm: Disk) -> None:
+    folder = vm.root / "specs"
+    folder.mkdir()
+    (folder / "a.toml").write_text(f'version = 1\n[defaults]\ndirectory = "{vm.images}"\n')
+    (folder / "b.toml").write_text(
+        'version = 1\n[domains.vm.disks.vda]\nchain = ["b.qcow2", "p.qcow2", "x.qcow2"]'
+    )
+    before = (folder / "a.toml").read_bytes()
+
+    done = command("snapshot", "vm", "mon", "-y", "--spec", folder, "--state-dir", vm.state)
+
+    assert done.code == 0, done
+    assert (folder / "a.toml").read_bytes() == before
+    assert (folder / "b.toml").read_text() == (
+        "version = 1\n[domains.vm.disks.vda]\n"
+        'chain = ["b.qcow2", "p.qcow2", "x.qcow2", "mon.qcow2"]'
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["a.toml", "b.toml"]
+
+
+def test_a_link_is_followed_and_mode_and_owner_stay(vm: Disk) -> None:
+    real = vm.root / "real.toml"
+    vm.spec_file.rename(real)
+    vm.spec_file.symlink_to("real.toml")
+    real.chmod(0o640)
+    owner = real.stat().st_uid, real.stat().st_gid
+
+    done = act(vm, "snapshot", "vm", "mon", "-y")
+
+    assert done.code == 0, done
+    assert vm.spec_file.is_symlink()
+    assert '"mon.qcow2"' in real.read_text()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert (real.stat().st_uid, real.stat().st_gid) == owner
+
+
+def test_an_overlay_lies_beside_the_active_image(disk: Disk) -> None:
+    disk.add("b", B, folder="vms")
+    disk.spec_file.write_text(
+        "version = 1\ndomains.vm.disks.vda = { chain = [{ file = 'images/vms/b.qcow2' }] }\n"
+    )
+
+    done = act(disk, "snapshot", "vm", "mon", "-y")
+
+    assert done.code == 0, done
+    assert (disk.images / "vms" / "mon.qcow2").exists()
+    assert disk.spec_file.read_text() == (
+        "version = 1\ndomains.vm.disks.vda = { chain = "
+        "[{ file = 'images/vms/b.qcow2' }, { file = 'images/vms/mon.qcow2' }] }\n"
+    )
+
+
+def test_the_active_image_is_dropped_into_the_one_below(vm: Disk) -> None:
+    done = act(vm, "drop", "vm", "x", "-y")
+
+    assert done.code == 0, done
+    assert vm.spec_file.read_text() == SPEC.format(more="")
+    assert vm.stack("p") == "b <- p"
+    assert vm.read("p") == vm.golden["x"]
+    assert_quiet(vm)
