@@ -408,7 +408,8 @@ def import_(
     if not disks:
         raise Mistake("nothing was found: no disk, and no image")
     states = _states(context, state_dir)
-    title = f"Written by virt-chain import {shlex.join(things or [])}".rstrip()
+    words = ["virt-chain", "import", *(["-c", connect] if connect else []), *(things or [])]
+    title = f"Written by {shlex.join(words)}"
     if into is not None:
         good = importing.into(disks, into, states)
     elif folder is not None:

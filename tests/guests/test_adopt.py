@@ -87,22 +87,21 @@ chain = [
 chain = [{ file = "data.img", format = "raw" }]  # active
 """
 BETA = """\
-# beta:vdx is left out: it is a disk of type network, and only disks in files are handled
-
-# beta:vdy is left out: it is a disk of type block, and only disks in files are handled
-
 [domains.beta.disks.vda]
 chain = [
   { file = "t.qcow2", template = true },  # template of 2 disks
   "b1.qcow2",  # active
 ]
+
+# beta:vdx is left out: it is a disk of type network, and only disks in files are handled
+
+# beta:vdy is left out: it is a disk of type block, and only disks in files are handled
 """
 
 
 def head(world: World, words: str) -> str:
-    title = f"# Written by virt-chain import {words}".rstrip()
     defaults = f'connection = "{world.uri}"\ndirectory = "{world.images}"'
-    return f"{title}\n\nversion = 1\n\n[defaults]\n{defaults}\n\n"
+    return f"# Written by virt-chain import{words}\n\nversion = 1\n\n[defaults]\n{defaults}\n\n"
 
 
 def assert_no_steps(world: World, spec: Path, disks: int) -> None:
@@ -118,8 +117,9 @@ def assert_no_steps(world: World, spec: Path, disks: int) -> None:
 def test_all_domains_become_a_spec(host: World, uri: bool) -> None:
     done = call(host, "import", *([] if uri else ["--connect", host.uri]), uri=uri)
 
+    words = "" if uri else f" -c '{host.uri}'"
     assert done.returncode == 0, done
-    assert without_sizes(done.stdout) == head(host, "") + ALPHA + "\n" + BETA
+    assert without_sizes(done.stdout) == head(host, words) + ALPHA + "\n" + BETA
     spec = host.images / "all.toml"
     spec.write_text(done.stdout)
     assert_no_steps(host, spec, 3)
@@ -129,7 +129,7 @@ def test_one_domain_knows_of_the_template_of_all(host: World) -> None:
     done = call(host, "import", "-c", host.uri, "alpha")
 
     assert done.returncode == 0, done
-    assert without_sizes(done.stdout) == head(host, "alpha") + ALPHA
+    assert without_sizes(done.stdout) == head(host, f" -c '{host.uri}' alpha") + ALPHA
     assert done.stderr == ""
 
 

@@ -230,7 +230,18 @@ def test_a_damaged_state_file_is_told(capsys, folder):
     assert (code, "its version is 7, this program has 1" in out) == (1, True)
 
 
-COMMANDS = ["", "validate", "show", "plan", "apply"]
+COMMANDS = [
+    "",
+    "validate",
+    "show",
+    "plan",
+    "apply",
+    "snapshot",
+    "drop",
+    "rollback",
+    "import",
+    "fmt",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
