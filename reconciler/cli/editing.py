@@ -266,6 +266,8 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
     Raises:
         Mistake: *name* is taken.
     """
+    if name is not None and (not name.isprintable() or os.path.basename(name) in ("", ".", "..")):
+        raise Mistake(f"{name!r} is the name of no file; write one such as before-upgrade")
     taken = {os.path.realpath(entry.path) for disk in spec.disks for entry in disk.chain}
     taken |= {os.path.realpath(path) for disk in spec.disks for path in disk.discard}
     names = []

@@ -104,6 +104,17 @@ def test_a_name_that_is_taken_is_refused(vm: Disk, taken: str) -> None:
     assert vm.everything() == before
 
 
+@pytest.mark.parametrize("name", ["", "..", "folder/", "new\nline"])
+def test_a_name_that_is_none_is_refused(vm: Disk, name: str) -> None:
+    before = vm.spec_file.read_bytes(), vm.everything()
+
+    done = act(vm, "snapshot", "vm", name, "-y")
+
+    assert (done.code, done.out) == (1, "")
+    assert "is the name of no file; write one such as before-upgrade" in done.err
+    assert (vm.spec_file.read_bytes(), vm.everything()) == before
+
+
 def test_names_come_from_the_pattern_of_the_spec(vm: Disk) -> None:
     text = vm.spec_file.read_text().replace("# here", '\noverlay_name = "{disk}.of.{domain}.img"')
     vm.spec_file.write_text(text)
