@@ -160,7 +160,7 @@ def test_the_file_reads_as_a_page_for_people(folder):
     folder.write("web", "vda", DiskState(active=TUE, applied="2024-05-06T07:08:09+00:00"))
 
     text = folder.path("web").read_text()
-    assert text.startswith("# Written by virt-chain: what images cannot tell. Losing it loses")
+    assert text.startswith("# Written by virt-chain: what images cannot tell, down to `# end`.")
     assert tomllib.loads(text) == {
         "version": 1,
         "domain": "web",
