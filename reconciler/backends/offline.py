@@ -206,6 +206,9 @@ class Offline:
             files.own(temporary, like.owner, 0o600 | like.mode & 0o060)
         files.sync(temporary)
         files.rename_new(temporary, step.image)
+        if (there := images.identity(step.image)) is not None:
+            made: Format = step.format if step.backing is None else "qcow2"
+            self.trust = replace(self.trust, formats={**self.trust.formats, there: made})
 
     def _outside(self, path: Path, chain: Chain) -> Image:
         """The image at *path*, in the chain or not."""

@@ -360,7 +360,7 @@ class _Run:
     number: int = 0
     written: dict[Path, None] = field(default_factory=dict)
     merged_at: dict[Path, int] = field(default_factory=dict)
-    overlays: dict[Identity, tuple[Path, ...]] = field(default_factory=dict)
+    overlays: images.Overlays = field(default_factory=images.Overlays)
     looked_at: dict[Path, Identity | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -780,7 +780,7 @@ class _Run:
         if left.path in chain:
             raise StaleChain(f"{left.path} is in the chain {chain}")
         gone = {one.path for one in self.state.leftovers}
-        users = self.overlays.get(left.identity, ())
+        users = self.overlays.of(left.identity)
         return [user.name for user in users if user not in gone]
 
     def _forget_all(self, planned: Iterable[PlannedStep]) -> None:

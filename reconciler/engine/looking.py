@@ -289,13 +289,13 @@ class _Known:
     What all disks of the spec, and all folders concerned, say of each file.
 
     Attributes:
-        overlays: Images that stand on a file, by that file.
+        overlays: Images that stand on a file.
         disks: Labels of the disks whose desired or observed chain has a file.
         listed: Every file that a desired chain has.
         templates: Files that some disk calls a template.
     """
 
-    overlays: dict[Identity, tuple[Path, ...]]
+    overlays: images.Overlays
     disks: dict[Path, tuple[str, ...]]
     listed: frozenset[Path]
     templates: frozenset[Path]
@@ -317,7 +317,7 @@ def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust, wante
     for path, label in around.sources():
         disks.setdefault(path, {})[label] = None
     return _Known(
-        images.scan(_folders(walked, around), trust) if wanted else {},
+        images.scan(_folders(walked, around), trust) if wanted else images.Overlays(),
         {path: tuple(labels) for path, labels in disks.items()},
         frozenset(listed),
         frozenset(templates),
@@ -379,7 +379,7 @@ def _lost(one: _Walked, known: _Known) -> str | None:
         return None
     unfinished = one.state.unfinished
     ours = unfinished is not None and unfinished.live
-    return one.found.lost(one.chain, known.overlays.get(active.identity, ()), ours=ours)
+    return one.found.lost(one.chain, known.overlays.of(active.identity), ours=ours)
 
 
 def _broken(one: _Walked, error: str) -> Look:
@@ -416,7 +416,7 @@ def _claimed(one: _Walked, known: _Known) -> dict[Path, str]:
     ours = _own(one)
     claimed: dict[Path, str] = {}
     for left in one.state.leftovers:
-        users = [p.name for p in known.overlays.get(left.identity, ()) if p not in ours]
+        users = [p.name for p in known.overlays.of(left.identity) if p not in ours]
         labels = [label for label in known.disks.get(left.path, ()) if label != one.desired.label]
         if users or labels:
             claimed[left.path] = f"{', '.join([*users, *labels])} stands on it or lists it"
@@ -444,7 +444,7 @@ def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tu
     users: dict[Path, tuple[str, ...]] = {}
     strangers: list[Path] = []
     for image in one.chain:
-        overlays = known.overlays.get(image.identity, ()) if image.identity else ()
+        overlays = known.overlays.of(image.identity)
         others = [overlay for overlay in overlays if overlay not in ours]
         if image == one.chain.active:
             strangers += [overlay for overlay in others if overlay not in known.listed]

@@ -25,7 +25,9 @@ from reconciler.model.steps import Commit, Step, as_data, from_data, touched
 from reconciler.tools import files
 
 VERSION = 1
-HEAD = "# Written by virt-chain: what images cannot tell, down to `# end`. Losing it loses no data.\n"
+HEAD = (
+    "# Written by virt-chain: what images cannot tell, down to `# end`. Losing it loses no data.\n"
+)
 END = "# end\n"
 """First and last line: a file that was cut at the end of a table is valid TOML, too."""
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"

@@ -106,6 +106,8 @@ def read_document(file: Path, text: str | None = None) -> Document:
 def read_text(file: Path) -> str:
     """What the spec file at *file* says; SpecError where that cannot be read."""
     try:
+        if file.exists() and not file.is_file():
+            raise _at(file, "", 0, "is no regular file; name a file, or a folder of *.toml files")
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -273,7 +273,7 @@ def confirm(chain: Chain) -> None:
     if chain.active is None or any(i.recorded and not i.recorded_format for i in chain):
         return  # without a recorded format QEMU would guess
     told = qemuimg.chain_info(chain.images)
-    seen = [(_told_path(one), one["virtual-size"]) for one in told]
+    seen = [(_told_path(name), size) for name, size in told]
     here = [(image.second or image.path, image.virtual_size) for image in chain]
     same = len(seen) == len(here) and all(
         size == own_size and path in (None, own_path)
@@ -282,12 +282,11 @@ def confirm(chain: Chain) -> None:
     if not same:
         raise ObserveError(
             f"QEMU reads the chain of {chain.active.path} as "
-            f"{' <- '.join(one['filename'] for one in told)}, its headers say {chain}"
+            f"{' <- '.join(name for name, _ in told)}, its headers say {chain}"
         )
 
 
-def _told_path(told: Mapping[str, str]) -> Path | None:
-    name = told["filename"]
+def _told_path(name: str) -> Path | None:
     if name.startswith("json:"):
         return None
     return real(Path(name.removeprefix("file:")))
@@ -298,16 +297,50 @@ def backing_of(overlay: Path) -> Path | None:
     return _named_below(overlay)
 
 
-def scan(folders: Iterable[Path], trust: Trust) -> dict[Identity, tuple[Path, ...]]:
+class Overlays:
     """
-    Overlays in *folders*, by every file that each stands on, directly or not.
+    Which images stand on a file, directly or not.
+
+    Only who names whom is kept: a chain of thousands beside ours costs no more than its length.
+    """
+
+    def __init__(self) -> None:
+        self._above: dict[Identity, list[tuple[Path, Identity]]] = {}
+        self._found: set[Path] = set()
+
+    def add(self, overlay: Path, own: Identity, below: Identity) -> None:
+        """*overlay* names the file *below*."""
+        self._above.setdefault(below, []).append((overlay, own))
+
+    def count(self, overlay: Path) -> None:
+        """*overlay* lies in one of the folders that were looked at."""
+        self._found.add(overlay)
+
+    def of(self, file: Identity | None) -> tuple[Path, ...]:
+        """The images in the folders that stand on *file*, by name."""
+        found: set[Path] = set()
+        seen, left = {file}, [file]
+        while left:
+            at = left.pop()
+            for path, own in self._above.get(at, ()) if at is not None else ():
+                if own not in seen:
+                    seen.add(own)
+                    found.add(path)
+                    left.append(own)
+                elif own != file:
+                    found.add(path)
+        return tuple(sorted(found & self._found))
+
+
+def scan(folders: Iterable[Path], trust: Trust) -> Overlays:
+    """
+    Overlays in *folders*.
 
     Every file with the magic of qcow2 counts, whatever its name; an overlay is
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
     """
     below: dict[Path, Path | None] = {}
-    overlays: dict[Identity, dict[Path, None]] = {}
-    known: dict[Path, Identity | None] = {}
+    overlays = Overlays()
     for folder in sorted(set(folders)):
         try:
             entries = sorted(entry.path for entry in os.scandir(folder))
@@ -317,17 +350,15 @@ def scan(folders: Iterable[Path], trust: Trust) -> dict[Identity, tuple[Path, ..
         for name in entries:
             if name.endswith(files.NEW):
                 continue
-            overlay = real(Path(name))
-            seen = {overlay}
-            at = _stands_on(overlay, below, trust)
-            while at is not None and at not in seen and len(seen) <= MAX_DEPTH:
-                seen.add(at)
-                if at not in known:
-                    known[at] = identity(at)
-                if there := known[at]:
-                    overlays.setdefault(there, {})[overlay] = None
-                at = _stands_on(at, below, trust)
-    return {there: tuple(paths) for there, paths in overlays.items()}
+            at: Path | None = real(Path(name))
+            if at is not None:
+                overlays.count(at)
+            while at is not None and at not in below:
+                overlay, at = at, _stands_on(at, below, trust)
+                own, there = identity(overlay), identity(at) if at is not None else None
+                if own is not None and there is not None:
+                    overlays.add(overlay, own, there)
+    return overlays
 
 
 def _stands_on(path: Path, known: dict[Path, Path | None], trust: Trust) -> Path | None:

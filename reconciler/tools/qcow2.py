@@ -73,11 +73,11 @@ def read_header(descriptor: int, name: Path) -> Header | None:
     Raises:
         ObserveError: The file begins as qcow2, and its header is broken.
     """
-    start = os.pread(descriptor, 4096, 0)
-    if start[:4] != MAGIC:
-        return None
     try:
-        return _parse(descriptor, start)
+        start = os.pread(descriptor, 4096, 0)
+        return _parse(descriptor, start) if start[:4] == MAGIC else None
+    except OSError as error:
+        raise ObserveError(f"{name} cannot be read: {error.strerror}") from error
     except (struct.error, ValueError) as error:
         raise ObserveError(f"{name}: the qcow2 header is broken: {error}") from error
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,30 +160,47 @@ def _percents(progress: Progress) -> Callable[[bytes], None]:
     return follow
 
 
-def chain_info(chain: Sequence[Image]) -> list[dict[str, Any]]:
-    """The answer of `info` on the last of *chain* (base first), base first."""
+def chain_info(chain: Sequence[Image]) -> list[tuple[str, int]]:
+    """Name and size in bytes of each image that QEMU finds in *chain*, base first."""
     active = chain[-1]
     argv = info(active.second or active.path, active.format)
     _, out = process.run(argv, reads=True, user=user_for(one.path for one in chain))
-    answer: list[dict[str, Any]] = json.loads(out)
-    return answer[::-1]
+    with _as_expected(argv):
+        told = [(str(one["filename"]), int(one["virtual-size"])) for one in json.loads(out)]
+    return told[::-1]
 
 
 def map_view(images: Sequence[Image]) -> Extents:
     """Which image provides which bytes of the view of the last of *images* (base first)."""
     argv = ["qemu-img", "map", "-U", "--output=json", filename(images)]
     user = user_for(one.path for one in images)
-    return tuple(
-        Extent(
-            start=one["start"],
-            length=one["length"],
-            depth=one["depth"],
-            zero=one["zero"],
-            present=one.get("present", True),
-            offset=one.get("offset") if one["data"] and not one.get("compressed") else None,
-        )
-        for one in json.loads(process.run(argv, reads=True, user=user)[1])
+    answer = process.run(argv, reads=True, user=user)[1]
+    with _as_expected(argv):
+        return tuple(map(_extent, json.loads(answer)))
+
+
+def _extent(one: dict[str, Any]) -> Extent:
+    start, length, depth = int(one["start"]), int(one["length"]), int(one["depth"])
+    if min(start, length, depth) < 0:
+        raise ValueError("a number is negative")
+    offset = one.get("offset") if one["data"] and not one.get("compressed") else None
+    return Extent(
+        start=start,
+        length=length,
+        depth=depth,
+        zero=bool(one["zero"]),
+        present=bool(one.get("present", True)),
+        offset=None if offset is None else int(offset),
     )
+
+
+@contextmanager
+def _as_expected(argv: Argv) -> Iterator[None]:
+    """An answer of another form is the tool's failure, not a fault of ours."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ToolFailed(argv, 0, f"its answer cannot be read: {error!r:.200}") from error
 
 
 def convert_window(images: Sequence[Image], start: int, length: int, target: int) -> None:

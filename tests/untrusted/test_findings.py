@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pytest
+
+from reconciler.model.errors import ReconcilerError
+from reconciler.model.image import Chain
+from reconciler.tools import images, qemuimg
 from tests.images.disks import folder_facts
 from tests.untrusted.scene import Scene, assert_refused, bounded, empty, header
 
@@ -81,3 +87,54 @@ def test_a_nul_in_allowed_roots_is_told(scene: Scene, config: Path) -> None:
 
     assert (outcome.code, str(config) in outcome.err) == (1, True)
     assert folder_facts(scene.outside)
+
+
+ANSWERS = (b"", b"x", b"null", b"[1]", b"[{}]", b"[" * 5000, b"\xff", b"9" * 5000)
+
+
+@pytest.mark.parametrize("said", ANSWERS, ids=lambda one: ascii(one[:6]))
+def test_what_qemu_img_prints_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """A qemu-img that a crafted image has taken over prints what it likes."""
+    (tmp_path / "said").write_bytes(said)
+    program = tmp_path / "qemu-img"
+    program.write_text(f"#!/bin/sh\ncat '{tmp_path / 'said'}'\n")
+    program.chmod(0o755)
+    (tmp_path / "x.qcow2").write_bytes(header())
+    image = images.read_image(tmp_path / "x.qcow2", "qcow2")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    with pytest.raises(ReconcilerError):
+        qemuimg.map_view([image])
+    with pytest.raises(ReconcilerError):
+        images.confirm(Chain((image,)))
+
+
+def test_a_spec_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Nobody waits for its other end."""
+    os.mkfifo(tmp_path / "chain.toml")
+
+    assert bounded("validate", tmp_path / "chain.toml").code == 1
+
+
+@pytest.mark.parametrize("name", ["/proc/self/mem", "/proc/kmsg", "/sys/kernel/mm/ksm/run"])
+def test_a_file_of_the_kernel_is_told(scene: Scene, config: Path, name: str) -> None:
+    config.write_text('allowed_roots = ["/"]\n')
+    (scene.images / "x.qcow2").symlink_to(name)
+    scene.spec("x")
+
+    assert scene.run("plan").code == 1
+
+
+def test_thousands_of_images_beside_a_chain(scene: Scene) -> None:
+    """Somebody else's chain of small files in the folder: looking at ours ends soon."""
+    for number in range(5_000):
+        below = f"i{number - 1}.qcow2".encode() if number else b""
+        content = header(bits=9, backing=below, backing_format=b"qcow2" if below else b"")
+        (scene.images / f"i{number}.qcow2").write_bytes(content)
+    empty(scene.images / "b.qcow2")
+    empty(scene.images / "x.qcow2", "b.qcow2")
+    scene.spec("b <- x")
+
+    assert scene.run("plan").code == 0
