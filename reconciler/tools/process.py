@@ -10,6 +10,7 @@ clean environment, and has no network.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import resource
@@ -160,7 +161,10 @@ def _no_network() -> int | None:
 
     if os.geteuid() == 0:
         thread = threading.Thread(target=leave)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no memory for a thread
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
         thread.join()
     return found[0] if found else None
 

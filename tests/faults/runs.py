@@ -198,6 +198,7 @@ class Run:
         wish.keys["active"] = self.scene.wish.keys["active"]
         self.scene.write_spec(wish)
         self.wishes.append(wish)
+        self.scene.release(wish)
         self.scene.undecided = bool(self.scene.discarded)
         ended = self.striker.run(self.scene.applying)
         self._after(ended)

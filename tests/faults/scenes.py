@@ -37,6 +37,8 @@ class Scene:
     Attributes:
         currents: Images whose golden copies may be the current state.
         fixed: Files that are as they were, whatever happens, by their name in the folder.
+        shared: Those of them that somebody else stands on.
+        released: Those of them that a later wish of this run may change.
         manners: Owner and mode of each file of the chain.
         listing: Files in the folder after an apply that nothing disturbed.
         calls, tools: How much such an apply does.
@@ -50,6 +52,8 @@ class Scene:
     wish: Wish = field(default_factory=lambda: Wish("", "", []))
     formats: dict[str, str] = field(default_factory=dict)
     fixed: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
+    released: set[str] = field(default_factory=set)
     manners: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     listing: frozenset[str] = frozenset()
     calls: int = 0
@@ -115,7 +119,8 @@ class Scene:
         fixed = {"bystander.qcow2", "note.txt"}
         if shared:
             upto = self.names[: self.names.index(shared) + 1]
-            fixed |= {"shared.qcow2", *(self.disk.path(name).name for name in upto)}
+            self.shared = {"shared.qcow2", *(self.disk.path(name).name for name in upto)}
+            fixed |= self.shared
         if self.names[0] not in [word.removeprefix("~") for word in last] and not (
             self.wish.keys.get("remove_base")
         ):
@@ -131,7 +136,7 @@ class Scene:
         tool("cp", "-a", self.disk.images, self.saved)
 
     def restore(self) -> None:
-        """The images as they were saved, no state, and the first spec."""
+        self.going, self.released = set(), set()
         for path in (self.disk.images, self.disk.state):
             shutil.rmtree(path, ignore_errors=True)
         tool("cp", "-a", "--sparse=always", self.saved, self.disk.images)
@@ -232,11 +237,17 @@ class Scene:
             for golden in self.currents
         )
 
+    def release(self, wish: Wish) -> None:
+        """A base that the first wish left alone, and that *wish* lists or gives away, may change."""
+        base = self.names[0]
+        if base in _words(wish.chain) or wish.keys.get("remove_base"):
+            self.released = {self.disk.path(base).name} - self.shared
+
     def _changed_outside(self) -> list[Problem]:
         return [
             ("loss", f"{name}, which is not ours to change, was changed")
             for name, before in self.fixed.items()
-            if _still(self.disk.images / name) != before
+            if name not in self.released and _still(self.disk.images / name) != before
         ]
 
     def _dangling(self) -> list[Problem]:
