@@ -238,7 +238,7 @@ class Scene:
         )
 
     def release(self, wish: Wish) -> None:
-        """A base that the first wish left alone, and that *wish* lists or gives away, may change."""
+        """A base that the first wish left alone may change where *wish* lists or gives it away."""
         base = self.names[0]
         if base in _words(wish.chain) or wish.keys.get("remove_base"):
             self.released = {self.disk.path(base).name} - self.shared
