@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Act = Literal["create", "merge", "discard", "restart"]
+"""What a plan may need: overlays made, data moved, data thrown away, a guest stopped."""
+ACTS: tuple[Act, ...] = ("create", "merge", "discard", "restart")
 
 KEEP_DISCARDED = 7 * 86400
 """Seconds that discarded images are kept in quarantine where the config says nothing."""
@@ -38,12 +43,14 @@ class Host:
         quarantine: Seconds that images which were taken away are kept; None:
             discarded ones `KEEP_DISCARDED`, merged ones not at all.
         limits: For the tools.
+        allow: What `watch` does without a person.
     """
 
     allowed_roots: tuple[Path, ...] | None = None
     max_drops: int = 10
     quarantine: int | None = None
     limits: Limits = field(default_factory=Limits)
+    allow: frozenset[Act] = frozenset(("create", "merge"))
 
     def keep(self, *, discarded: bool) -> int:
         """Seconds that an image is kept after it was taken away."""

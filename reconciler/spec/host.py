@@ -29,9 +29,8 @@ def read_host(environment: Mapping[str, str] | None = None) -> Host:
     Raises:
         SpecError: The file cannot be read, has problems, or others may write to it.
     """
-    named = (os.environ if environment is None else environment).get(ENVIRONMENT)
-    path = Path(named) if named else CONFIG
-    if not named and not path.exists():
+    path = config_file(environment)
+    if path == CONFIG and not path.exists():
         return Host()
     _see_that_it_is_ours(path)
     if path.is_file() and path.stat().st_size == 0:
@@ -43,6 +42,12 @@ def read_host(environment: Mapping[str, str] | None = None) -> Host:
     if problems:
         raise SpecError(problems)
     return _host(document)
+
+
+def config_file(environment: Mapping[str, str] | None = None) -> Path:
+    """The config of this host, whether it exists or not."""
+    named = (os.environ if environment is None else environment).get(ENVIRONMENT)
+    return Path(named) if named else CONFIG
 
 
 def _see_that_it_is_ours(path: Path) -> None:
@@ -70,6 +75,7 @@ def _host(document: Document) -> Host:
             seconds=limits.get("seconds", default.limits.seconds),
             output=_size(document, "output", limits, default.limits.output),
         ),
+        allow=frozenset(data.get("allow", default.allow)),
     )
 
 

@@ -41,6 +41,7 @@ FORMS = {
     # the host's config
     "allowed_roots": 'absolute folders, such as allowed_roots = ["/var/lib/libvirt/images"]',
     "max_drops": "a number, such as max_drops = 10",
+    "allow": 'a list of "create", "merge", "discard", "restart"',
     "quarantine": 'how long, such as quarantine = "7d", or "0"',
     "limits": 'a table, such as [limits] with memory = "4G"',
     "memory": 'bytes or a string such as "4G"',
