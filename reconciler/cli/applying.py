@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,31 +17,19 @@ from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
 from reconciler.cli.stopping import Stop
-from reconciler.engine import history
-from reconciler.engine.applying import Applier, Options, Work
+from reconciler.engine.applying import Applier, Options
 from reconciler.engine.looking import Look
 from reconciler.engine.planning import plan_all, plan_disk
-from reconciler.engine.state import StateFolder, now
+from reconciler.engine.reconciling import Reconciling, Result
+from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
 from reconciler.model.errors import Mistake
 from reconciler.model.plan import DiskPlan, Plan
 from reconciler.spec.planfile import SavedPlan, read_plan
+from reconciler.watch.holds import Holds
 
 Loading = Callable[[Sequence[Path], str | None], Spec]
 Looking = Callable[[Spec, StateFolder, Sequence[str] | None], list[Look]]
-ROUNDS = 4
-"""Most plans that one apply makes for a disk: what was interrupted, then the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one disk: ``applied``, ``unchanged``, ``failed`` or ``error``."""
-
-    domain: str
-    target: str
-    status: str
-    message: str | None = None
-    steps_done: int = 0
 
 
 class Edit(Protocol):
@@ -80,7 +68,10 @@ class Session:
     edit: Edit | None = None
     results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
-    _steps: dict[str, list[str]] = field(default_factory=dict)
+    _holds: Holds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._holds = Holds(self.states.folder)
 
     def apply_specs(self, paths: Sequence[Path], looking: Looking) -> bool:
         """Plan *paths*, ask, apply; True where every disk is as its spec says."""
@@ -104,7 +95,9 @@ class Session:
         gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
         for domain, target in sorted(gone):
             message = "stale: the spec does not have this disk any more; plan again"
-            self._result(Result(domain, target, "error", message))
+            gone_one = Result(domain, target, "error", message)
+            self.results.append(gone_one)
+            self.ended(replace(gone_one, status="failed"))
         from reconciler.engine.looking import look
 
         looks = look(spec, self.states, chosen)
@@ -140,114 +133,44 @@ class Session:
 
     def _run(self, spec: Spec, plan: Plan, looks: Iterable[Look]) -> bool:
         began = time.monotonic()
-        domains: dict[object, list[Work]] = {}
-        for disk, found in zip(plan.disks, looks, strict=True):
-            # without libvirt, disks of a domain have nothing to do at the same moment
-            key = (disk.connection, disk.domain) if disk.connection else disk.label
-            domains.setdefault(key, []).append((disk, found))
+        reporter = Silent() if self.as_json else Terminal(bars=self.jobs == 1)
+        applier = Applier(spec, self.states, self.options, reporter)
+        reconciling = Reconciling(applier, self, self.results, self.left)
         with self.stop.between_steps():
-            if self.jobs > 1 and len(domains) > 1:
-                self._in_parallel(spec, list(domains.values()))
-            else:
-                self._in_turn(spec, domains.values())
+            try:
+                reconciling.run(plan, looks, self.jobs)
+            finally:
+                reporter.close()
         good = all(result.status in ("applied", "unchanged") for result in self.results)
-        self._write_history(spec)
+        reconciling.write_history()
         if self.as_json:
             print(json.dumps(self._as_data(plan), indent=2))
         else:
             self._close(plan, time.monotonic() - began)
         return good
 
-    def _in_turn(self, spec: Spec, domains: Iterable[list[Work]]) -> None:
-        reporter = Silent() if self.as_json else Terminal()
-        applier = Applier(spec, self.states, self.options, reporter)
-        try:
-            for work in domains:
-                self._domain(applier, work)
-        finally:
-            reporter.close()
+    # What a run over all disks tells, as reconciling.Listener has it
 
-    def _in_parallel(self, spec: Spec, domains: Sequence[list[Work]]) -> None:
-        """Several domains side by side, each telling its own finished steps."""
-        from concurrent.futures import ThreadPoolExecutor  # takes a while, for one domain too long
+    def again(self, plan: DiskPlan) -> None:
+        """The rest, after what was interrupted was finished, is shown as a plan."""
+        self._show(Plan((), (plan,)))
 
-        plans = [disk for work in domains for disk, _ in work]
-        reporter = Silent() if self.as_json else Terminal(bars=False)
-        applier = Applier(spec, self.states, self.options, reporter)
-        with applier.folders_held(plans), ThreadPoolExecutor(self.jobs) as pool:
-            for _ in pool.map(lambda work: self._domain(applier, work), domains):
-                pass  # an error that nobody expected is raised here
-
-    def _domain(self, applier: Applier, work: Sequence[Work]) -> None:
-        """The disks of one domain: planned and applied until nothing is left for now."""
-        done = {disk.label: 0 for disk, _ in work}
-        left = [one for one in work if self._has_steps(applier, *one)]
-        for _ in range(ROUNDS):
-            if not left:
-                return
-            for disk, _ in left:
-                self._steps.setdefault(disk.label, []).extend(str(one.step) for one in disk.now)
-            errors = applier.apply(left)
-            for (disk, _), error in zip(left, errors, strict=True):
-                done[disk.label] += len(disk.now)
-                if error is not None:
-                    self._failed(disk, str(error), done[disk.label] - len(disk.now))
-            good = [one for one, error in zip(left, errors, strict=True) if error is None]
-            planned = [applier.planned_again(found) for _, found in good]
-            left = [one for one in planned if self._goes_on(one, done)]
-        for disk, _ in left:
-            self._failed(disk, f"{len(disk.now)} steps are left; apply again", done[disk.label])
-
-    def _has_steps(self, applier: Applier, disk: DiskPlan, found: Look) -> bool:
-        """True where there is something to do now; otherwise the disk's result is told."""
-        applier.wake(disk, found)
-        if found.lost is not None and not disk.error:
-            self.left.append(disk)
-            self._failed(disk, found.lost, 0)
-        elif disk.error:
-            self._result(Result(disk.domain, disk.target, "error", disk.error), said=True)
-        elif not disk.now:
-            self.left.append(disk)
-            if not disk.steps:
-                applier.record(found)
-            self._result(Result(disk.domain, disk.target, "unchanged"))
-        return bool(disk.now) and not disk.error and found.lost is None
-
-    def _goes_on(self, one: Work, done: Mapping[str, int]) -> bool:
-        """True where a new plan has steps for now; otherwise the disk's result is told."""
-        disk, found = one
-        if disk.error:
-            self._failed(disk, disk.error, done[disk.label])
-            return False
-        if disk.now:
-            self._show(Plan((), (disk,)))
-            return True
-        self.left.append(disk)
-        self._result(Result(disk.domain, disk.target, "applied", None, done[disk.label]))
+    def reached(self, plan: DiskPlan, found: Look) -> None:
+        """The chain that a disk has now."""
         if not self.as_json:
-            chain = chain_text(found.chain.paths, report.disk_naming(disk))
-            report.console().print(Text(f"{printable(disk.label)}  {chain}"))
-        return False
+            chain = chain_text(found.chain.paths, report.disk_naming(plan))
+            report.console().print(Text(f"{printable(plan.label)}  {chain}"))
 
-    def _failed(self, disk: DiskPlan, why: str, done: int) -> None:
-        self._result(Result(disk.domain, disk.target, "failed", why, done))
-
-    def _write_history(self, spec: Spec) -> None:
-        digest = history.spec_digest(spec.sources)
-        for one in self.results:
-            if one.status not in ("applied", "failed"):
-                continue
-            done = tuple(self._steps.get(f"{one.domain}:{one.target}", ())[: one.steps_done])
-            record = history.Record(
-                now(), one.domain, one.target, digest, one.status, one.message, done
-            )
-            history.add(self.states.folder, record)
-
-    def _result(self, result: Result, *, said: bool = False) -> None:
-        self.results.append(result)
-        if result.message and not said and not self.as_json:
-            where = printable(f"{result.domain}:{result.target}: {result.message}")
+    def ended(self, result: Result) -> None:
+        """What went wrong, except where the plan has said it."""
+        if result.message and result.status != "error" and not self.as_json:
+            where = printable(f"{result.label}: {result.message}")
             print(f"virt-chain: {where}", file=sys.stderr)
+
+    def forbidden(self, plan: DiskPlan) -> str | None:
+        """A disk that somebody holds is left alone."""
+        held = self._holds.of(plan.domain, plan.target)
+        return None if held is None else held.refusal
 
     def _close(self, plan: Plan, seconds: float) -> None:
         applied = {(r.domain, r.target) for r in self.results if r.status == "applied"}

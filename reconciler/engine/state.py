@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -31,7 +31,6 @@ HEAD = (
 END = "# end\n"
 """First and last line: a file that was cut at the end of a table is valid TOML, too."""
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _LARGEST = 64 * 1024 * 1024
 """Bytes of the largest state file that is read."""
 _LONG_KEY = re.compile(r"^[^=\"'\n]{1000}", re.MULTILINE)
@@ -177,13 +176,13 @@ class StateFolder:
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
-        return self.folder / f"{_file_name(domain)}.toml"
+        return self.folder / f"{file_name(domain)}.toml"
 
     def lock_file(self, domain: str, target: str) -> Path:
         """An existing file that is locked while a disk is worked on."""
         self._make_folder()
         folder = self.folder / "locks"
-        path = folder / f"{_file_name(domain)}:{_file_name(target)}"
+        path = folder / f"{file_name(domain)}:{file_name(target)}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             path.touch(mode=0o600)
@@ -235,12 +234,30 @@ class StateFolder:
         try:
             with files.alone_with(self.folder / ".lock"):
                 disks = {**self._stored(path).disks, target: state}
-                _replace(path, _dump(domain, disks))
+                files.write_private(path, _dump(domain, disks))
                 self._read[path] = _Stored(_version(path), domain, disks)
         except OSError as error:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise StateError(f"{path} cannot hold a name that is no UTF-8: {error}") from error
+
+    def replace_file(self, path: Path, made: str | Callable[[], str]) -> None:
+        """
+        Write a text to *path* below the folder, durably.
+
+        Args:
+            made: The text, or what makes it, called while nobody else writes here.
+
+        Raises:
+            StateError: The file cannot be written.
+        """
+        self._make_folder()
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with files.alone_with(self.folder / ".lock"):
+                files.write_private(path, made if isinstance(made, str) else made())
+        except (OSError, UnicodeEncodeError) as error:
+            raise StateError(f"{path} cannot be written: {error}") from error
 
     def _make_folder(self) -> None:
         try:
@@ -252,25 +269,12 @@ class StateFolder:
             ) from error
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """*name* as one file name that leads nowhere else; a long one is cut, with a digest."""
     quoted = quote(name, safe=" ")
     if len(quoted) > LONGEST_NAME:
         quoted = f"{quoted[:LONGEST_NAME]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    rest = text.encode()
-    descriptor = os.open(temporary, _NEW_FILE, 0o600)
-    try:
-        while rest:  # a write may take less than it was given
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    files.rename_over(temporary, path)
 
 
 def _version(path: Path) -> tuple[int, ...]:

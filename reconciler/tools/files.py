@@ -24,6 +24,7 @@ def unmade(path: Path) -> Path:
     return path.with_name(f".{path.name}{NEW}")
 
 
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,6 +79,20 @@ def rename_over(source: Path, target: Path) -> None:
     sync(target.parent)
     if source.parent != target.parent:
         sync(source.parent)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Put a file of *text* that only its owner reads in the place of *path*, in one durable act."""
+    temporary = path.with_name(f".{path.name}.new")
+    rest = text.encode()
+    descriptor = os.open(temporary, _NEW_FILE, 0o600)
+    try:
+        while rest:  # a write may take less than it was given
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    rename_over(temporary, path)
 
 
 def remove(path: Path) -> None:

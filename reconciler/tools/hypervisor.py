@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -183,6 +182,23 @@ class Hypervisor:
                 with suppress(binding.libvirtError):
                     for target in list(domain_xml.disks(handle.XMLDesc()))[:1]:
                         handle.blockInfo(target)
+
+    def alive(self) -> bool:
+        """True where the connection answers; libvirtd may have been started anew since."""
+        try:
+            return bool(self._connection.isAlive())
+        except self._binding.libvirtError:
+            return False
+
+    def on_lifecycle(self, told: Callable[[str], None]) -> None:
+        """Call *told* with the name of each domain that starts, stops, or is defined anew."""
+
+        def event(_connection: Any, domain: libvirt.virDomain, *_: object) -> None:
+            told(domain.name())
+
+        with _told(f"events of {self.uri}"):
+            kind = self._binding.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+            self._connection.domainEventRegisterAny(None, kind, event, None)
 
     def _job_event(self, *_: object) -> None:
         self._woken.set()
@@ -550,12 +566,17 @@ def _state(binding: Any, handle: libvirt.virDomain) -> DomainState:
     return "paused" if number == binding.VIR_DOMAIN_PAUSED else "running"
 
 
-@cache
+_connections: dict[str, Hypervisor] = {}
+
+
 def connect(uri: str) -> Hypervisor:
     """
-    The connection to *uri*, which is kept for as long as the program runs.
+    The connection to *uri*, which is kept for as long as it answers.
 
     Raises:
         HypervisorError: There is no binding, or libvirt refuses.
     """
-    return Hypervisor.open(uri)
+    known = _connections.get(uri)
+    if known is None or not known.alive():
+        _connections[uri] = known = Hypervisor.open(uri)
+    return known

@@ -1,0 +1,68 @@
+"""Small JSON files in the state directory: private, replaced in one durable act."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reconciler.engine.state import StateFolder
+from reconciler.model.errors import StateError
+
+VERSION = 1
+Data = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Store:
+    """
+    One file; it is read when it was replaced since.
+
+    Attributes:
+        way_out: What to do with a damaged one, for the reader.
+    """
+
+    folder: Path
+    name: str
+    way_out: str
+    _seen: object = None
+    _data: Data = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.name
+
+    def read(self) -> Data:
+        """
+        What the file holds; empty where there is none.  Callers leave it as it is.
+
+        Raises:
+            StateError: It is there and cannot be read.
+        """
+        try:
+            found = self.path.stat()
+            version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            if version != self._seen:
+                data = json.loads(self.path.read_text(encoding="utf-8"))
+                if data.pop("version") != VERSION:
+                    raise ValueError("another version of virt-chain has written it")
+                self._seen, self._data = version, data
+        except FileNotFoundError:
+            self._seen, self._data = None, {}
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise StateError(f"{self.path} cannot be read ({error}); {self.way_out}") from error
+        return self._data
+
+    def change(self, change: Callable[[Data], Data]) -> None:
+        """
+        Replace what the file holds by what *change* makes of it.
+
+        Raises:
+            StateError: It cannot be read or written.
+        """
+        states = StateFolder(self.folder)
+        states.replace_file(
+            self.path, lambda: json.dumps({"version": VERSION, **change(dict(self.read()))}) + "\n"
+        )
