@@ -434,6 +434,103 @@ def fmt(
     raise typer.Exit(Exit.ERROR if check and changed else Exit.DONE)
 
 
+@app.command()
+def watch(
+    context: typer.Context,
+    spec: Specs = None,
+    interval: Annotated[
+        str, typer.Option(metavar="TIME", help="Pass at least so often, such as 30s, 5m or 1h.")
+    ] = "5m",
+    poll: Annotated[
+        bool, typer.Option("--poll", help="Look at folders each second: network filesystems.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Watch and plan only.")] = False,
+    target: Target = None,
+    verify: Annotated[Verify, typer.Option(help="What to compare, as in apply.")] = Verify.moved,
+    bandwidth: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
+    ] = 1,
+    metrics_textfile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write metrics for node_exporter's textfile collector."),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=65535, help="Serve metrics on 127.0.0.1:N."),
+    ] = None,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Reconcile on every change of a spec or a domain, and on a clock."""
+    from reconciler.cli import watching
+    from reconciler.engine.applying import Options
+
+    states, sources = _states(context, state_dir), _sources(_paths(spec))
+    watching.watch(
+        sources=sources,
+        states=states,
+        load=watching.loading(sources, connect),
+        choose=lambda loaded: _chosen(loaded, target),
+        options=Options(
+            verify=verify.value, bandwidth=None if bandwidth is None else _rate(bandwidth)
+        ),
+        interval=watching.seconds("--interval", interval),
+        poll=poll,
+        dry_run=dry_run,
+        jobs=jobs,
+        textfile=metrics_textfile,
+        port=metrics_port,
+    )
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    as_json: Json = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="One line and an exit code, as Nagios and Icinga want them."),
+    ] = False,
+    state_dir: StateDir = None,
+) -> None:
+    """Tell what watch has found and done, and what waits for a person."""
+    from reconciler.cli import watching
+
+    raise typer.Exit(watching.status(_states(context, state_dir), as_json=as_json, check=check))
+
+
+@app.command()
+def hold(
+    context: typer.Context,
+    disk: Annotated[list[str], typer.Argument(metavar="DOMAIN[:DISK]...", help="What to hold.")],
+    reason: Annotated[str, typer.Option(help="Why; whoever meets the hold reads it.")],
+    until: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="For so long (2h, 7d), or until 2030-01-31T18:00."),
+    ] = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Leave disks alone: watch and apply plan them and change nothing."""
+    from reconciler.cli import watching
+
+    watching.hold(_states(context, state_dir), disk, reason, until)
+
+
+@app.command()
+def release(
+    context: typer.Context,
+    disk: Annotated[list[str], typer.Argument(metavar="DOMAIN[:DISK]...", help="What to let go.")],
+    state_dir: StateDir = None,
+) -> None:
+    """Let go of disks that are held, or suspended after a failure."""
+    from reconciler.cli import watching
+
+    watching.release(_states(context, state_dir), disk)
+
+
 def _applied(session: Session, spec: list[Path] | None) -> Exit:
     from reconciler.spec.planfile import looks_like_plan
 

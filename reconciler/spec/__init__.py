@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from reconciler.spec.read import load
+from reconciler.spec.read import Remembering, load
 
-__all__ = ["load"]
+__all__ = ["load", "Remembering"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,16 @@ from reconciler.spec.document import Document, read_document
 from reconciler.spec.meaning import meaning
 from reconciler.spec.positions import KeyPath
 
+Version = tuple[int, ...]
+Known = dict[Path, tuple[Version, Document, tuple[Problem, ...]]]
+"""Files that were read before, by path: what they were, and what was found."""
+RECENT = 100_000_000
+"""Nanoseconds: a file that was changed so recently may change again without a new time."""
 
-def load(paths: Sequence[Path], texts: Mapping[Path, str] | None = None) -> Spec:
+
+def load(
+    paths: Sequence[Path], texts: Mapping[Path, str] | None = None, known: Known | None = None
+) -> Spec:
     """
     Every disk that the specs at *paths* ask for, with every default filled in.
 
@@ -26,13 +36,14 @@ def load(paths: Sequence[Path], texts: Mapping[Path, str] | None = None) -> Spec
 
     Args:
         texts: What files will say that are not written yet, by path with links resolved.
+        known: Kept between two calls, so that a file is read again only when it changed.
 
     Raises:
         SpecError: The specs have problems; it carries all of them.
     """
     problems: list[Problem] = []
     seen: set[str] = set()
-    specs = [_read_spec(path, seen, problems, texts or {}) for path in paths]
+    specs = [_read_spec(path, seen, problems, texts or {}, known) for path in paths]
     disks, found = meaning(specs)
     problems += found
     if problems:
@@ -41,8 +52,35 @@ def load(paths: Sequence[Path], texts: Mapping[Path, str] | None = None) -> Spec
     return Spec(sources=sources, disks=disks)
 
 
+@dataclass(slots=True)
+class Remembering:
+    """Loads the same specs again and again; what has not changed costs a look at its times."""
+
+    _known: Known = field(default_factory=dict)
+    _last: tuple[dict[Path, Version], Spec] | None = None
+
+    def load(self, paths: Sequence[Path]) -> Spec:
+        """As `load` has it; the very same spec while all files are the same."""
+        try:
+            files = {file: _version(file) for path in paths for file in spec_files(path)}
+        except SpecError:
+            files = {}
+        if files and self._last is not None and self._last[0] == files:
+            return self._last[1]
+        self._last = None
+        spec = load(paths, known=self._known)
+        self._known = {file: one for file, one in self._known.items() if file in files}
+        if all(file in self._known and self._known[file][0] == v for file, v in files.items()):
+            self._last = (files, spec)
+        return spec
+
+
 def _read_spec(
-    path: Path, seen: set[str], problems: list[Problem], texts: Mapping[Path, str]
+    path: Path,
+    seen: set[str],
+    problems: list[Problem],
+    texts: Mapping[Path, str],
+    known: Known | None,
 ) -> list[Document]:
     """The files of one spec, as far as they keep to the schema."""
     documents = []
@@ -60,18 +98,48 @@ def _read_spec(
             continue
         seen.add(identity)
         try:
-            document = read_document(file, texts.get(Path(identity)))
+            document, faults = _read(file, texts.get(Path(identity)), known)
         except SpecError as error:
             found += error.problems
             continue
         domains = domains or bool(document.data.get("domains"))
-        found += _check(document)
+        found += faults
         documents.append(document)
     if not domains and not found:
         example = '[domains.web.disks.vda] with chain = ["web.qcow2"]'
         found.append(_problem(path, f"no domains; write a disk, such as {example}"))
     problems += found
     return documents
+
+
+def _read(
+    file: Path, text: str | None, known: Known | None
+) -> tuple[Document, tuple[Problem, ...]]:
+    """
+    The spec file *file*, as far as it keeps to the schema, and where it does not.
+
+    Args:
+        text: What it will say; None: what it says now.
+    """
+    if text is not None:
+        document = read_document(file, text)
+        return document, tuple(_check(document))
+    version = _version(file)
+    if known is not None and version and file in known and known[file][0] == version:
+        return known[file][1:]
+    document = read_document(file)
+    faults = tuple(_check(document))
+    if known is not None and version and version[-1] < time.time_ns() - RECENT:
+        known[file] = (version, document, faults)
+    return document, faults
+
+
+def _version(file: Path) -> Version:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def spec_files(path: Path, texts: Mapping[Path, str] | None = None) -> list[Path]:

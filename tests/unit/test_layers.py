@@ -11,7 +11,7 @@ import pytest
 import reconciler
 
 ROOT = Path(reconciler.__file__).parent
-LAYERS = ("model", "spec", "planner", "tools", "backends", "engine", "cli")
+LAYERS = ("model", "spec", "planner", "tools", "backends", "engine", "watch", "cli")
 ALLOWED = {
     "model": set(),
     "spec": {"model"},
@@ -19,7 +19,8 @@ ALLOWED = {
     "tools": {"model"},
     "backends": {"model", "tools"},
     "engine": {"model", "planner", "tools", "backends"},
-    "cli": {"model", "spec", "engine"},
+    "watch": {"model", "tools", "engine"},
+    "cli": {"model", "spec", "engine", "watch"},
 }
 """`cli` and `engine` see everything below except what others keep to themselves."""
 
@@ -32,6 +33,8 @@ HOMES = {
     "ctypes": {"tools"},
     "libvirt": {"tools"},
     "fcntl": {"tools"},
+    "watchdog": {"watch"},
+    "prometheus_client": {"watch"},
 }
 
 

@@ -1,0 +1,175 @@
+"""The loop: wait for a trigger or the clock, make a pass, tell systemd."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from reconciler.engine.state import StateFolder
+from reconciler.model.desired import Spec
+from reconciler.model.errors import Busy, HypervisorError
+from reconciler.tools import files
+from reconciler.watch.holds import HOLDS, SUSPENSIONS
+from reconciler.watch.notify import notify, watchdog_pause
+from reconciler.watch.passes import Passes
+from reconciler.watch.status import lock_file
+from reconciler.watch.triggers import Files, Trigger
+
+JITTER = 0.1
+"""Part of the interval by which a pass may come earlier or later, so that hosts do not meet."""
+
+
+class Stop:
+    """Whether somebody has asked to stop; the second time everything ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: object) -> None:
+        """A signal handler."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@dataclass(slots=True)
+class Loop:
+    """One watch, from start to stop."""
+
+    passes: Passes
+    stop: Stop
+    poll: bool = False
+    _trigger: Trigger = field(default_factory=Trigger)
+    _hosts: dict[str, int] = field(default_factory=dict)
+
+    def run(self, watched: Sequence[Path]) -> None:
+        """
+        Watch until a signal asks to stop.
+
+        Args:
+            watched: The specs, and whatever else shall lead to a pass.
+
+        Raises:
+            Busy: Another watch has this state directory.
+        """
+        voice = self.passes.voice
+        folder = self.passes.states.folder
+        asked = self.passes.asked
+        with alone(self.passes.states), self._signals():
+            how = " (dry run)" if asked.dry_run else ""
+            voice.tell("start", f"watches {', '.join(map(str, asked.sources))}{how}")
+            seen = Files(
+                [*watched, folder / HOLDS, folder / SUSPENSIONS],
+                self._trigger,
+                poll=self.poll,
+                say=lambda text: voice.tell("files", text, bad=True),
+            )
+            seen.start()
+            try:
+                notify("READY=1")
+                self._rounds(seen)
+            finally:
+                notify("STOPPING=1")
+                seen.stop()
+            voice.tell("stop", "stopped as asked")
+
+    def _rounds(self, seen: Files) -> None:
+        while not self.stop.asked:
+            seen.update()
+            self.passes.run(self._listen)
+            latest = datetime.now(UTC) + timedelta(seconds=self._pause())
+            due = self.passes.due(latest)
+            notify("WATCHDOG=1", f"STATUS={self._summary()}")
+            self._wait(due)
+
+    def _wait(self, due: datetime) -> None:
+        """Until something triggers a pass, or *due*; systemd hears from us meanwhile."""
+        until = time.monotonic() + (due - datetime.now(UTC)).total_seconds()
+        longest = watchdog_pause() or float("inf")
+        while not self.stop.asked:
+            left = until - time.monotonic()
+            if left <= 0 or self._trigger.wait(min(left, longest)):
+                return
+            notify("WATCHDOG=1")
+
+    def _pause(self) -> float:
+        interval = self.passes.asked.interval
+        return interval * (1 + random.uniform(-JITTER, JITTER))  # noqa: S311 - no secret
+
+    def _summary(self) -> str:
+        kinds = Counter(disk.kind for disk in self.passes.disks.values())
+        return ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no disks"
+
+    def _listen(self, spec: Spec) -> None:
+        """Let domains that start or stop trigger a pass, on each connection that answers."""
+        for uri in dict.fromkeys(disk.connection for disk in spec.disks if disk.connection):
+            from reconciler.tools.hypervisor import connect  # takes a while, for libvirt alone
+
+            try:
+                host = connect(uri)
+                if self._hosts.get(uri) != id(host):
+                    host.on_lifecycle(self._domain_event)
+                    self._hosts[uri] = id(host)
+            except HypervisorError:
+                self._hosts.pop(uri, None)  # the look says why
+
+    def _domain_event(self, name: str) -> None:
+        self._trigger.fire(f"the domain {name} changed")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGHUP: a pass now.  SIGTERM and SIGINT: stop at the next safe point."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: object) -> None:
+            self.stop.ask()
+            self._trigger.fire("asked to stop")
+
+        handlers: dict[signal.Signals, Callable[..., None]] = {
+            signal.SIGHUP: lambda *_: self._trigger.fire("SIGHUP"),
+            signal.SIGTERM: stop,
+            signal.SIGINT: stop,
+        }
+        before = {number: signal.signal(number, one) for number, one in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def alone(states: StateFolder) -> Iterator[None]:
+    """Be the only watch with this state directory; the lock goes with its holder."""
+    states.lock_file("watch", "watch")  # makes the folder
+    path = lock_file(states.folder)
+    path.touch(mode=0o600)
+    with _locked(path):
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = files.locked(path, "watch")
+    try:
+        lock.__enter__()
+    except Busy as error:
+        who = str(error).partition(" is working on")[0]
+        raise Busy(
+            f"{who} watches with the state directory {path.parents[1]} already; stop it, or "
+            "name another with --state-dir"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)

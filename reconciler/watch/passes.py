@@ -1,0 +1,441 @@
+"""
+One full pass: load, look, plan, decide for each disk what may happen, do it, tell.
+
+A pass knows nothing of what triggered it, and does nothing that `apply` would
+not do: what it lets through goes through the same Reconciling and Applier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from reconciler.engine.applying import Applier, Options, Reporter
+from reconciler.engine.looking import Look, look
+from reconciler.engine.planning import plan_all
+from reconciler.engine.reconciling import Reconciling, Result
+from reconciler.engine.state import StateFolder, file_name
+from reconciler.model.desired import DesiredDisk, Spec
+from reconciler.model.errors import ReconcilerError, SpecError, Stopped
+from reconciler.model.host import ACTS, Act, Host
+from reconciler.model.plan import DiskPlan, Plan, PlannedStep
+from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename, Resize
+from reconciler.watch import world
+from reconciler.watch.holds import Holds, Suspensions
+from reconciler.watch.metrics import Metrics
+from reconciler.watch.status import DiskStatus, StatusFile
+
+Fields = Mapping[str, object]
+
+
+class Voice(Reporter, Protocol):
+    """Who is told what happens: the reporter of steps, and lines about all the rest."""
+
+    def tell(self, event: str, text: str, *, bad: bool = False, **more: object) -> None:
+        """One line; *more* is for programs that read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """
+    What the command line asks of every pass.
+
+    Attributes:
+        load: Reads the specs, as the host allows.
+        choose: The disks of a spec that are watched; None: all.
+        command: The command that applies a saved plan.
+    """
+
+    sources: tuple[Path, ...]
+    load: Callable[[], Spec]
+    choose: Callable[[Spec], Sequence[DesiredDisk] | None]
+    command: Callable[[Path], str]
+    interval: float
+    jobs: int = 1
+    dry_run: bool = False
+
+
+def needs(plan: DiskPlan, *, finishing: bool) -> frozenset[Act]:
+    """
+    What the steps of *plan* that are done now need to be allowed.
+
+    Args:
+        finishing: They finish what was interrupted: somebody has allowed that.
+    """
+    if finishing:
+        return frozenset()
+    found: set[Act] = set()
+    if plan.now and plan.restore_points.discarded:
+        found.add("discard")
+    if plan.now and plan.restart:
+        found.add("restart")
+    for one in plan.now:
+        if isinstance(one.step, Create | Attach):
+            found.add("create")
+        elif isinstance(one.step, Commit | Pull | Rebase | Resize | Rename | Remove):
+            found.add("merge")
+    return frozenset(found)
+
+
+@dataclass(slots=True)
+class Passes:
+    """All passes of one watch."""
+
+    asked: Asked
+    states: StateFolder
+    options: Options
+    voice: Voice
+    metrics: Metrics | None = None
+    holds: Holds = field(init=False)
+    suspensions: Suspensions = field(init=False)
+    status: StatusFile = field(init=False)
+    disks: dict[str, DiskStatus] = field(default_factory=dict)
+    next_pass: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: str = ""
+    _said: dict[str, str] = field(default_factory=dict)
+    _problem: str | None = None
+    _quiet: world.World | None = None
+    _folders: frozenset[Path] = frozenset()
+
+    def __post_init__(self) -> None:
+        folder = self.states.folder
+        self.holds, self.suspensions = Holds(folder), Suspensions(folder)
+        self.status = StatusFile(folder)
+        self.started = _stamp(datetime.now(UTC))
+        with suppress(ReconcilerError):
+            for label, disk in self.status.read().get("disks", {}).items():
+                known = {**disk, "steps": tuple(disk["steps"])}
+                self.disks[label] = DiskStatus(**known)
+
+    def run(self, connected: Callable[[Spec], None] = lambda _: None) -> None:
+        """
+        One pass.  A spec that is bad, or a host that does not answer, leaves all as it is.
+
+        Args:
+            connected: Called with the spec before anything is looked at.
+        """
+        began = time.monotonic()
+        try:
+            spec = self.asked.load()
+            connected(spec)
+            self._pass(spec)
+            self._well()
+        except Stopped:
+            pass
+        except (ReconcilerError, OSError) as error:
+            self._trouble(error)
+        if self.metrics is not None:
+            problem = self._problem is not None
+            self.metrics.passed(None if problem else self.disks, time.monotonic() - began)
+
+    def due(self, latest: datetime) -> datetime:
+        """When the next pass is: at *latest*, or when a suspension or a hold ends before that."""
+        moments = [latest]
+        with suppress(ReconcilerError, ValueError):
+            ends = [one.end for one in self.suspensions.all().values()]
+            ends += [datetime.fromisoformat(one.until) for one in self.holds.all() if one.until]
+            moments += [end + timedelta(seconds=1) for end in ends if end > datetime.now(UTC)]
+        self.next_pass = min(moments)
+        self._write_status()
+        return self.next_pass
+
+    # One pass
+
+    def _pass(self, spec: Spec) -> None:
+        before = world.World.of(spec, self.states, self._folders)
+        if before is not None and before == self._quiet:
+            return  # nothing has changed since all disks were as their specs say
+        chosen = self.asked.choose(spec)
+        looks = look(spec, self.states, chosen)
+        plan = plan_all(self.asked.sources, looks)
+        found: dict[str, DiskStatus] = {}
+        going: list[tuple[DiskPlan, Look]] = []
+        for disk, one in zip(plan.disks, looks, strict=True):
+            verdict = self._verdict(disk, one, spec.host)
+            if verdict is None:
+                going.append((disk, one))
+            else:
+                found[disk.label] = verdict
+        going = self._few_enough(going, found, spec.host)
+        self._gone(spec, found)
+        for disk, _ in going:
+            found[disk.label] = _status("drift", disk, "is being brought to its spec")
+        self._save_waiting(plan, found)
+        self._tell(plan, found)
+        ordered = {disk.label: found[disk.label] for disk in plan.disks}
+        self.disks = {**ordered, **found}
+        if not self.asked.dry_run:
+            self._do(spec, [*going, *self._unrecorded(plan, looks)])
+        settled = all(one.kind in ("in force", "vanished") for one in self.disks.values())
+        folders = world.folders_of(looks)
+        complete = folders == self._folders
+        self._folders = folders
+        self._quiet = before if settled and complete and not going else None
+
+    def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
+        """What keeps a disk from being changed now; None: nothing does."""
+        if disk.error is not None or found.lost is not None:
+            return _status("failing", disk, disk.error or found.lost or "")
+        if not disk.now:
+            if disk.steps:
+                why = next(one.deferred for one in disk.steps if one.deferred)
+                return _status("deferred", disk, f"waits until the guest is off: {why}")
+            self._good(disk.label)
+            return _status("in force", disk)
+        if (held := self.holds.of(disk.domain, disk.target)) is not None:
+            return _status("held", disk, held.text, f"virt-chain release {held.label}")
+        lacking = needs(disk, finishing=found.resumed is not None) - host.allow
+        if lacking:
+            words = " and ".join(act for act in ACTS if act in lacking)
+            why = f"needs {words}, which the host's config does not allow without a person"
+            return self._waiting(disk, why)
+        if suspended := self.suspensions.active(disk.label, _digest(found.desired)):
+            return _status("suspended", disk, suspended.text, f"virt-chain release {disk.label}")
+        if self.asked.dry_run:
+            return _status("drift", disk, "would be brought to its spec (--dry-run)")
+        return None
+
+    def _few_enough(
+        self, going: list[tuple[DiskPlan, Look]], found: dict[str, DiskStatus], host: Host
+    ) -> list[tuple[DiskPlan, Look]]:
+        """*going*, without those that drop restore points where all together drop too many."""
+
+        def drops(disk: DiskPlan) -> int:
+            return len(disk.restore_points.dropped) + len(disk.restore_points.discarded)
+
+        total = sum(drops(disk) for disk, _ in going)
+        if total <= host.max_drops:
+            return going
+        why = f"{total} restore points would go in one pass, and max_drops is {host.max_drops}"
+        for disk, _ in going:
+            if drops(disk):
+                found[disk.label] = self._waiting(disk, why)
+        return [(disk, one) for disk, one in going if not drops(disk)]
+
+    def _waiting(self, disk: DiskPlan, why: str) -> DiskStatus:
+        return _status("waiting", disk, why, self.asked.command(self._waiting_file(disk.label)))
+
+    def _gone(self, spec: Spec, found: dict[str, DiskStatus]) -> None:
+        """Disks that are no longer in the spec are left alone."""
+        listed = {disk.label for disk in spec.disks}
+        for label, known in self.disks.items():
+            if label not in listed:
+                why = "is no longer in the spec; its images are left as they are"
+                found[label] = DiskStatus("vanished", known.chain, why, images=known.images)
+        self.suspensions.over(set(self.suspensions.all()) - listed)
+
+    # Doing, as reconciling.Listener has it
+
+    def _unrecorded(self, plan: Plan, looks: Sequence[Look]) -> list[tuple[DiskPlan, Look]]:
+        """Disks as their specs say, whose active image the state file does not have yet."""
+        found = []
+        for disk, one in zip(plan.disks, looks, strict=True):
+            active = one.chain.active.path if one.chain.active else None
+            state = one.state
+            known = state.active == active and state.applied and state.unfinished is None
+            if self.disks[disk.label].kind == "in force" and not known:
+                found.append((disk, one))
+        return found
+
+    def _do(self, spec: Spec, going: Sequence[tuple[DiskPlan, Look]]) -> None:
+        if not going:
+            return
+        self._write_status(working=[disk.label for disk, _ in going if disk.now])
+        plan = Plan(self.asked.sources, tuple(disk for disk, _ in going))
+        applier = Applier(spec, self.states, self.options, _Counting(self.voice, self.metrics))
+        reconciling = Reconciling(applier, self)
+        specs = {disk.label: _digest(one.desired) for disk, one in going}
+        began = time.monotonic()
+        reconciling.run(plan, [one for _, one in going], self.asked.jobs)
+        reconciling.write_history()
+        self._tell_end(reconciling.results, time.monotonic() - began)
+        for disk in reconciling.left:
+            self.disks[disk.label] = self._after(disk)
+        for result in reconciling.results:
+            if result.status == "failed":
+                self._failed(result, specs[result.label])
+            elif result.status == "applied":
+                self._good(result.label)
+
+    def _after(self, disk: DiskPlan) -> DiskStatus:
+        if not disk.steps:
+            return _status("in force", disk)
+        why = next((one.deferred for one in disk.steps if one.deferred), None)
+        return _status("deferred", disk, f"waits until the guest is off: {why}")
+
+    def again(self, plan: DiskPlan) -> None:
+        """The rest of a disk's plan, after what was interrupted is finished."""
+        self.voice.tell("plan", f"goes on: {_steps_text(plan)}", disk=plan.label)
+
+    def reached(self, plan: DiskPlan, found: Look) -> None:
+        """The chain that a disk has now."""
+        self.voice.tell("done", f"is {found.chain}", disk=plan.label, chain=str(found.chain))
+
+    def ended(self, result: Result) -> None:
+        """Failures are told where it is decided what they lead to."""
+
+    def forbidden(self, plan: DiskPlan) -> str | None:
+        """A hold counts from its first moment; what comes after a finished step is asked again."""
+        held = self.holds.of(plan.domain, plan.target)
+        return None if held is None else held.text
+
+    def _failed(self, result: Result, spec: str) -> None:
+        why = result.message or ""
+        if isinstance(result.error, Stopped):
+            return
+        if (held := self.holds.of(result.domain, result.target)) is not None:
+            self.disks[result.label] = DiskStatus("held", why=held.text)
+            self._say_once(result.label, "held", held.text)
+            return
+        made = self.suspensions.failed(result.label, result.error, why, spec)
+        known = self.disks.get(result.label, DiskStatus("failing"))
+        way_out = f"virt-chain release {result.label}"
+        self.disks[result.label] = DiskStatus(
+            "suspended", known.chain, made.text, way_out, known.steps, known.images
+        )
+        self._say_once(result.label, "failed", made.text, bad=True)
+        if self.metrics is not None:
+            self.metrics.failure(result.label)
+
+    def _good(self, label: str) -> None:
+        self.suspensions.over([label])
+
+    # Telling
+
+    def _tell(self, plan: Plan, found: Mapping[str, DiskStatus]) -> None:
+        plans = {disk.label: disk for disk in plan.disks}
+        for label, disk in found.items():
+            plain = disk.kind in ("vanished", "held", "drift")
+            text = disk.why if plain else f"{disk.kind}: {disk.why}"
+            if label in plans and disk.kind in ("waiting", "held", "drift"):
+                text += f"; planned: {_steps_text(plans[label])}"
+            if disk.command:
+                text += f"; go on with: {disk.command}"
+            if disk.kind == "in force":
+                self._said.pop(label, None)
+            elif disk.kind != "drift" or self.asked.dry_run:
+                self._say_once(label, disk.kind, text, bad=disk.kind == "failing")
+        for label in set(self._said) - set(found):
+            del self._said[label]
+
+    def _tell_end(self, results: Sequence[Result], seconds: float) -> None:
+        """One line for a pass that did something."""
+        steps = sum(one.steps_done for one in results)
+        done = sum(one.status == "applied" for one in results)
+        failed = sum(one.status == "failed" for one in results)
+        if done or failed:
+            text = f"pass: {_count(steps, 'step')} in {seconds:.1f} s; {_count(done, 'disk')} done"
+            text += f", {failed} not" if failed else ""
+            self.voice.tell("pass", text, bad=bool(failed), steps=steps, done=done, failed=failed)
+
+    def _say_once(self, label: str, event: str, text: str, *, bad: bool = False) -> None:
+        if self._said.get(label) != text:
+            self._said[label] = text
+            self.voice.tell(event.replace(" ", "-"), text, bad=bad, disk=label)
+
+    def _trouble(self, error: Exception) -> None:
+        """A whole pass that failed is said once, problem by problem."""
+        text = str(error)
+        if text == self._problem:
+            return
+        self._problem = text
+        if isinstance(error, SpecError):
+            for problem in error.problems:
+                self.voice.tell("spec", str(problem), bad=True)
+            self.voice.tell("spec", "the spec is bad; everything stays as it is", bad=True)
+        else:
+            self.voice.tell("pass", f"the pass failed: {text}", bad=True)
+
+    def _well(self) -> None:
+        if self._problem is not None:
+            self._problem = None
+            self.voice.tell("pass", "passes work again")
+
+    # Files
+
+    def _waiting_file(self, label: str) -> Path:
+        return self.states.folder / "waiting" / f"{file_name(label)}.json"
+
+    def _save_waiting(self, plan: Plan, found: Mapping[str, DiskStatus]) -> None:
+        """Save the plan of each disk that waits for a person; the others' go."""
+        waiting = [disk for disk in plan.disks if found[disk.label].kind == "waiting"]
+        names = set()
+        for disk in waiting:
+            path = self._waiting_file(disk.label)
+            names.add(path.name)
+            text = json.dumps(Plan(plan.sources, (disk,)).as_data(), indent=2) + "\n"
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                self.states.replace_file(path, text)
+        folder = self.states.folder / "waiting"
+        for path in folder.glob("*.json") if folder.is_dir() else ():
+            if path.name not in names:
+                path.unlink(missing_ok=True)
+
+    def _write_status(self, working: Sequence[str] = ()) -> None:
+        told = {
+            "pid": os.getpid(),
+            "started": self.started,
+            "spec": [str(path) for path in self.asked.sources],
+            "interval": self.asked.interval,
+            "dry_run": self.asked.dry_run,
+            "problem": self._problem,
+            "working": list(working),
+            "disks": {label: asdict(disk) for label, disk in self.disks.items()},
+        }
+        now = _stamp(datetime.now(UTC))
+        times = {"last_pass": now, "next_pass": _stamp(self.next_pass)}
+        self.status.write(told, times, self.asked.interval / 2)
+
+
+@dataclass(slots=True)
+class _Counting:
+    """Tells a voice of steps, and counts them."""
+
+    voice: Voice
+    metrics: Metrics | None
+
+    def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
+        self.voice.step(plan, number, planned)
+
+    def progress(self, done: float) -> None:
+        self.voice.progress(done)
+
+    def finished(self, plan: DiskPlan, number: int, planned: PlannedStep, seconds: float) -> None:
+        if self.metrics is not None:
+            self.metrics.step(planned)
+        self.voice.finished(plan, number, planned, seconds)
+
+    def note(self, plan: DiskPlan, text: str) -> None:
+        self.voice.note(plan, text)
+
+
+def _status(kind: Any, disk: DiskPlan, why: str = "", command: str | None = None) -> DiskStatus:
+    steps = tuple(str(one.step) for one in disk.steps)
+    return DiskStatus(kind, str(disk.observed), why, command, steps, len(disk.observed))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _steps_text(disk: DiskPlan) -> str:
+    return ", ".join(str(one.step) for one in disk.now)
+
+
+def _digest(disk: DesiredDisk) -> str:
+    """Changes with all that the spec says of a disk, and not with its place in the file."""
+    said = (disk.chain, disk.discard, disk.active, disk.remove_base, disk.bitmaps, disk.format)
+    more = (disk.connection, disk.on_running, disk.quiesce)
+    return hashlib.sha256(repr((said, more)).encode()).hexdigest()[:16]
+
+
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")

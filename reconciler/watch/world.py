@@ -1,0 +1,68 @@
+"""Whether anything has changed since all disks were right: what makes idle passes cheap."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reconciler.engine.looking import Look
+from reconciler.engine.state import StateFolder
+from reconciler.model.desired import Spec
+
+TICK = 1_000_000_000
+"""Nanoseconds: a file that was changed so recently may change again without a new time."""
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """
+    All that a pass over disks without libvirt looks at: spec, folders of images, state files.
+
+    Every write to an image, and every rename, gives a file another version: the
+    change time (ctime) is set by the kernel, and by nobody else.
+    """
+
+    spec: Spec
+    folders: tuple[tuple[Path, str], ...]
+    files: dict[str, Version]
+
+    @classmethod
+    def of(cls, spec: Spec, states: StateFolder, folders: Iterable[Path]) -> World | None:
+        """The world as it is; None where nobody can tell whether it stays like that."""
+        if any(disk.connection is not None for disk in spec.disks):
+            return None  # what runs writes to its images all the time
+        listed = {entry.path.parent for disk in spec.disks for entry in disk.chain}
+        every = sorted({*folders, *listed})
+        files: dict[str, Version] = {}
+        latest = time.time_ns() - TICK
+        try:
+            for folder in every:
+                for entry in os.scandir(folder):
+                    files[entry.path] = _version(entry)
+            for entry in os.scandir(states.folder):
+                if entry.name.endswith(".toml"):
+                    files[entry.path] = _version(entry)
+        except OSError:
+            return None
+        if any(version[-1] > latest for version in files.values() if version):
+            return None
+        return cls(spec, tuple((one, os.path.realpath(one)) for one in every), files)
+
+
+def _version(entry: os.DirEntry[str]) -> Version:
+    try:
+        found = entry.stat()
+    except OSError:
+        return ()
+    if entry.is_dir():
+        return (found.st_dev, found.st_ino)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def folders_of(looks: Iterable[Look]) -> frozenset[Path]:
+    """Folders that the observed chains lie in."""
+    return frozenset(image.path.parent for one in looks for image in one.chain)
