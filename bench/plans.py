@@ -17,7 +17,7 @@ LAYERS = 4
 IMPORTS = [sys.executable, "-c", "import typer, jsonschema"]
 
 
-def _make(folder: Path, disks: int) -> list[str]:
+def make_chains(folder: Path, disks: int) -> list[str]:
     """*disks* chains on one template, and their spec; names of the active images."""
     folder.mkdir(parents=True)
     _create(folder, "base", None)
@@ -56,7 +56,7 @@ def plan_row(
         patience: Seconds after which no further repetition begins.
     """
     folder = scratch / f"plan{disks}"
-    actives = _make(folder, disks)
+    actives = make_chains(folder, disks)
     info = "qemu-img info -U --backing-chain --output=json -f qcow2"
     look = ["sh", "-ec", "\n".join(f"{info} {active}" for active in actives)]
     plan = [VIRT_CHAIN, "plan", "--state-dir", "state", "vm.toml"]

@@ -153,8 +153,7 @@ class Passes:
         before = world.World.of(spec, self.states, self._folders)
         if before is not None and before == self._quiet:
             return  # nothing has changed since all disks were as their specs say
-        chosen = self.asked.choose(spec)
-        looks = look(spec, self.states, chosen)
+        looks = look(spec, self.states, self._chosen(spec, before))
         plan = plan_all(self.asked.sources, looks)
         found: dict[str, DiskStatus] = {}
         going: list[tuple[DiskPlan, Look]] = []
@@ -170,15 +169,30 @@ class Passes:
             found[disk.label] = _status("drift", disk, "is being brought to its spec")
         self._save_waiting(plan, found)
         self._tell(plan, found)
-        ordered = {disk.label: found[disk.label] for disk in plan.disks}
-        self.disks = {**ordered, **found}
+        listed = [disk.label for disk in spec.disks]
+        known = {**self.disks, **found}
+        self.disks = {one: known[one] for one in (*listed, *found) if one in known}
         if not self.asked.dry_run:
             self._do(spec, [*going, *self._unrecorded(plan, looks)])
         settled = all(one.kind in ("in force", "vanished") for one in self.disks.values())
         folders = world.folders_of(looks)
-        complete = folders == self._folders
-        self._folders = folders
+        complete = folders <= self._folders
+        self._folders |= folders
         self._quiet = before if settled and complete and not going else None
+
+    def _chosen(self, spec: Spec, before: world.World | None) -> Sequence[DesiredDisk] | None:
+        """
+        The disks to look at: all, or those whose spec changed where nothing else has.
+
+        The others were as their specs say, and no file has changed since; the
+        pass after this one looks at all again.
+        """
+        chosen = self.asked.choose(spec)
+        if before is None or self._quiet is None or not before.differs_in_spec(self._quiet):
+            return chosen
+        known = {disk.label: _digest(disk) for disk in self._quiet.spec.disks}
+        every = spec.disks if chosen is None else chosen
+        return [disk for disk in every if known.get(disk.label) != _digest(disk)]
 
     def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
         """What keeps a disk from being changed now; None: nothing does."""

@@ -52,6 +52,11 @@ class World:
             return None
         return cls(spec, tuple((one, os.path.realpath(one)) for one in every), files)
 
+    def differs_in_spec(self, other: World) -> bool:
+        """True where the disks that the spec asks for are all that may have changed."""
+        same_files = self.files == other.files and self.folders == other.folders
+        return same_files and self.spec.host == other.spec.host
+
 
 def _version(entry: os.DirEntry[str]) -> Version:
     try:

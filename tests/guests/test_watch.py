@@ -1,0 +1,54 @@
+"""A watch beside a real guest: what waits for its end is done when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+from tests.guests.scene import COMMAND, Scene, grown
+
+
+def status(scene: Scene) -> dict[str, object]:
+    argv = [*COMMAND, "status", "--json", "--state-dir", str(scene.world.images / "state")]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=40)
+    data: dict[str, object] = json.loads(told.stdout)
+    return data
+
+
+def wait_for(scene: Scene, kind: str, chain: str) -> None:
+    until = time.monotonic() + 60
+    while True:
+        disks = status(scene).get("disks", {})
+        assert isinstance(disks, dict)
+        disk = disks.get("web:vda", {})
+        if (disk.get("kind"), disk.get("chain")) == (kind, chain):
+            return
+        assert time.monotonic() < until, disks
+        time.sleep(0.1)
+
+
+def test_a_guest_that_stops_gets_its_deferred_steps(scene: Scene) -> None:
+    grown(scene, "mon", "tue", "wed")
+    log = scene.world.images / "watch.log"
+    with log.open("wb") as out:
+        argv = scene.argv("watch", "--interval", "1h")
+        watch = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ})
+    try:
+        wait_for(scene, "in force", "base <- mon <- tue <- wed*")
+        scene.want(vda="base <- tue <- wed")
+        wait_for(scene, "deferred", "base <- tue <- wed*")
+        assert scene.path("mon").exists()
+        scene.guest.say_stop(30)
+        wait_for(scene, "in force", "base <- tue <- wed*")
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(30) == 0, log.read_text()
+    finally:
+        watch.kill()
+        watch.wait()
+
+    assert scene.files() == {"base", "tue", "wed"}
+    scene.world.boot("web")
+    assert scene.guest.read_back()["vda"].ok

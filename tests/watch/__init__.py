@@ -1,0 +1,1 @@
+"""Tests of watch on real images, folders and processes."""
