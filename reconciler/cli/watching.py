@@ -101,6 +101,12 @@ def _command(folder: Path, path: Path) -> str:
 # Lines
 
 
+def _write(text: str) -> None:
+    """One line of the log, whole or not at all: a watch that is killed leaves no half of one."""
+    sys.stderr.flush()
+    os.write(sys.stderr.fileno(), f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
 class Voice:
     """One line on stderr for each event; steps are told when they are done."""
 
@@ -131,7 +137,7 @@ class Voice:
     def tell(self, event: str, text: str, *, bad: bool = False, **more: object) -> None:
         """A line for people, with the time."""
         stamp = datetime.now().astimezone().strftime("%H:%M:%S")
-        print(f"{stamp}  {line(text, more)}", file=sys.stderr, flush=True)
+        _write(f"{stamp}  {line(text, more)}")
 
 
 class Journal(Voice):
@@ -140,7 +146,7 @@ class Journal(Voice):
     def tell(self, event: str, text: str, *, bad: bool = False, **more: object) -> None:
         """A line with its priority."""
         priority = 3 if bad else 6
-        print(f"<{priority}>{line(text, more)}", file=sys.stderr, flush=True)
+        _write(f"<{priority}>{line(text, more)}")
 
 
 class Lines(Voice):
@@ -151,7 +157,7 @@ class Lines(Voice):
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         level = "error" if bad else "info"
         data = {"time": stamp, "level": level, "event": event, **more, "text": text}
-        print(json.dumps(data), file=sys.stderr, flush=True)
+        _write(json.dumps(data))
 
 
 def voice_for(terminal: bool, environment: Mapping[str, str]) -> Voice:

@@ -128,6 +128,7 @@ def test_memory_and_descriptors_stay_flat(watcher: Watcher) -> None:
             process.send_signal(signal.SIGHUP)
             until(lambda before=before: done() > before, "one more pass")  # type: ignore[misc]
 
+    until((disk.root / "m.prom").exists, "the first pass")
     make_passes(warm)
     memory, open_files = resident(process.pid), descriptors(process.pid)
     make_passes(PASSES - warm)
