@@ -64,14 +64,16 @@ class Reconciling:
     One run over all disks of a plan.
 
     Attributes:
+        once: Each disk is planned once; what a new plan has for it is only told of in *left*.
         results: One a disk, once it ended.
-        left: The last plan of each disk that ended well: deferred steps, or none.
+        left: The last plan of each disk that ended well: deferred steps, or none (see *once*).
     """
 
     applier: Applier
     listener: Listener
     results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
+    once: bool = False
     _steps: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, plan: Plan, looks: Iterable[Look], jobs: int = 1) -> None:
@@ -153,7 +155,7 @@ class Reconciling:
         if disk.error:
             self._failed(disk, disk.error, done[disk.label])
             return False
-        if disk.now:
+        if disk.now and not self.once:
             self.listener.again(disk)
             if (why := self.listener.forbidden(disk)) is None:
                 return True

@@ -103,9 +103,12 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     """
-    Hold the lock on the file or folder *path* alone; it goes with its holder.
+    Hold the lock on the file or folder *path*; it goes with its holder.
+
+    Args:
+        shared: With others who share it; otherwise alone.
 
     Raises:
         Busy: Another process holds it; *what* tells the reader what is held.
@@ -116,7 +119,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         raise Busy(f"{path} cannot be locked: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Busy(
                 f"{_holder(os.fstat(descriptor).st_ino)} is working on {what}; wait for it, "

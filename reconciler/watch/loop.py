@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,10 @@ from reconciler.watch.triggers import Files, Trigger
 
 JITTER = 0.1
 """Part of the interval by which a pass may come earlier or later, so that hosts do not meet."""
+
+
+TRIES, PAUSE = 5, 0.1
+"""How often, and after how many seconds, a lock that somebody has is asked for again."""
 
 
 class Stop:
@@ -160,16 +164,18 @@ def alone(states: StateFolder) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    lock = files.locked(path, "watch")
-    try:
-        lock.__enter__()
-    except Busy as error:
-        who = str(error).partition(" is working on")[0]
-        raise Busy(
-            f"{who} watches with the state directory {path.parents[1]} already; stop it, or "
-            "name another with --state-dir"
-        ) from error
-    try:
+    with ExitStack() as held:
+        for left in reversed(range(TRIES)):
+            try:
+                held.enter_context(files.locked(path, "watch"))
+                break
+            except Busy as error:
+                if left:
+                    time.sleep(PAUSE)  # `status` has the lock for a moment, too
+                    continue
+                who = str(error).partition(" is working on")[0]
+                raise Busy(
+                    f"{who} watches with the state directory {path.parents[1]} already; stop "
+                    "it, or name another with --state-dir"
+                ) from error
         yield
-    finally:
-        lock.__exit__(None, None, None)

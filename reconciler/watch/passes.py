@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from reconciler.engine.applying import Applier, Options, Reporter
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all
-from reconciler.engine.reconciling import Reconciling, Result
+from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
 from reconciler.engine.state import StateFolder, file_name
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import ReconcilerError, SpecError, Stopped
@@ -102,6 +102,7 @@ class Passes:
     started: str = ""
     _said: dict[str, str] = field(default_factory=dict)
     _problem: str | None = None
+    _complaints: dict[str, str] = field(default_factory=dict)
     _quiet: world.World | None = None
     _folders: frozenset[Path] = frozenset()
 
@@ -126,15 +127,20 @@ class Passes:
         try:
             spec = self.asked.load()
             connected(spec)
-            self._pass(spec)
+            for _ in range(ROUNDS):
+                if not (left := self._pass(spec)):
+                    break
+            for label, result in left.items():
+                self._failed(result, _digest_of(spec, label))
             self._well()
         except Stopped:
             pass
         except (ReconcilerError, OSError) as error:
             self._trouble(error)
         if self.metrics is not None:
-            problem = self._problem is not None
-            self.metrics.passed(None if problem else self.disks, time.monotonic() - began)
+            bad, seconds = self._problem is not None, time.monotonic() - began
+            with self._complaining("metrics"):
+                self.metrics.passed(None if bad else self.disks, seconds)
 
     def due(self, latest: datetime) -> datetime:
         """When the next pass is: at *latest*, or when a suspension or a hold ends before that."""
@@ -144,15 +150,23 @@ class Passes:
             ends += [datetime.fromisoformat(one.until) for one in self.holds.all() if one.until]
             moments += [end + timedelta(seconds=1) for end in ends if end > datetime.now(UTC)]
         self.next_pass = min(moments)
-        self._write_status()
+        with self._complaining("status"):
+            self._write_status()
         return self.next_pass
 
     # One pass
 
-    def _pass(self, spec: Spec) -> None:
+    def _pass(self, spec: Spec) -> dict[str, Result]:
+        """
+        Look, plan, decide, do.
+
+        Returns:
+            Disks that have more steps now, such as those after an interrupted merge that is
+            finished: whether they may happen is for another pass to decide.
+        """
         before = world.World.of(spec, self.states, self._folders)
         if before is not None and before == self._quiet:
-            return  # nothing has changed since all disks were as their specs say
+            return {}  # nothing has changed since all disks were as their specs say
         looks = look(spec, self.states, self._chosen(spec, before))
         plan = plan_all(self.asked.sources, looks)
         found: dict[str, DiskStatus] = {}
@@ -172,13 +186,15 @@ class Passes:
         listed = [disk.label for disk in spec.disks]
         known = {**self.disks, **found}
         self.disks = {one: known[one] for one in (*listed, *found) if one in known}
+        left: dict[str, Result] = {}
         if not self.asked.dry_run:
-            self._do(spec, [*going, *self._unrecorded(plan, looks)])
+            left = self._do(spec, [*going, *self._unrecorded(plan, looks)])
         settled = all(one.kind in ("in force", "vanished") for one in self.disks.values())
         folders = world.folders_of(looks)
         complete = folders <= self._folders
         self._folders |= folders
         self._quiet = before if settled and complete and not going else None
+        return left
 
     def _chosen(self, spec: Spec, before: world.World | None) -> Sequence[DesiredDisk] | None:
         """
@@ -259,13 +275,13 @@ class Passes:
                 found.append((disk, one))
         return found
 
-    def _do(self, spec: Spec, going: Sequence[tuple[DiskPlan, Look]]) -> None:
+    def _do(self, spec: Spec, going: Sequence[tuple[DiskPlan, Look]]) -> dict[str, Result]:
         if not going:
-            return
+            return {}
         self._write_status(working=[disk.label for disk, _ in going if disk.now])
         plan = Plan(self.asked.sources, tuple(disk for disk, _ in going))
         applier = Applier(spec, self.states, self.options, _Counting(self.voice, self.metrics))
-        reconciling = Reconciling(applier, self)
+        reconciling = Reconciling(applier, self, once=True)
         specs = {disk.label: _digest(one.desired) for disk, one in going}
         began = time.monotonic()
         reconciling.run(plan, [one for _, one in going], self.asked.jobs)
@@ -273,21 +289,30 @@ class Passes:
         self._tell_end(reconciling.results, time.monotonic() - began)
         for disk in reconciling.left:
             self.disks[disk.label] = self._after(disk)
+        failed = {one.label for one in reconciling.results if one.status == "failed"}
         for result in reconciling.results:
-            if result.status == "failed":
+            if result.label in failed:
                 self._failed(result, specs[result.label])
             elif result.status == "applied":
                 self._good(result.label)
+        return {
+            disk.label: Result(
+                disk.domain, disk.target, "failed", f"{_count(len(disk.now), 'step')} left"
+            )
+            for disk in reconciling.left
+            if disk.now and disk.label not in failed
+        }
 
     def _after(self, disk: DiskPlan) -> DiskStatus:
         if not disk.steps:
             return _status("in force", disk)
+        if disk.now:
+            return _status("drift", disk, "has more steps, which the next pass decides on")
         why = next((one.deferred for one in disk.steps if one.deferred), None)
         return _status("deferred", disk, f"waits until the guest is off: {why}")
 
     def again(self, plan: DiskPlan) -> None:
-        """The rest of a disk's plan, after what was interrupted is finished."""
-        self.voice.tell("plan", f"goes on: {_steps_text(plan)}", disk=plan.label)
+        """The rest of a disk's plan is for the next pass (see `_do`)."""
 
     def reached(self, plan: DiskPlan, found: Look) -> None:
         """The chain that a disk has now."""
@@ -297,7 +322,7 @@ class Passes:
         """Failures are told where it is decided what they lead to."""
 
     def forbidden(self, plan: DiskPlan) -> str | None:
-        """A hold counts from its first moment; what comes after a finished step is asked again."""
+        """A hold counts from its first moment, in the middle of a pass too."""
         held = self.holds.of(plan.domain, plan.target)
         return None if held is None else held.text
 
@@ -372,6 +397,17 @@ class Passes:
         if self._problem is not None:
             self._problem = None
             self.voice.tell("pass", "passes work again")
+
+    @contextmanager
+    def _complaining(self, about: str) -> Iterator[None]:
+        """What only tells of the work never ends it: its failure is said once."""
+        try:
+            yield
+            self._complaints.pop(about, None)
+        except (ReconcilerError, OSError) as error:
+            if self._complaints.get(about) != str(error):
+                self._complaints[about] = str(error)
+                self.voice.tell(about, f"the watch goes on, but: {error}", bad=True)
 
     # Files
 
@@ -449,6 +485,10 @@ def _digest(disk: DesiredDisk) -> str:
     said = (disk.chain, disk.discard, disk.active, disk.remove_base, disk.bitmaps, disk.format)
     more = (disk.connection, disk.on_running, disk.quiesce)
     return hashlib.sha256(repr((said, more)).encode()).hexdigest()[:16]
+
+
+def _digest_of(spec: Spec, label: str) -> str:
+    return next((_digest(disk) for disk in spec.disks if disk.label == label), "")
 
 
 def _stamp(moment: datetime) -> str:

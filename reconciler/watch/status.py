@@ -80,7 +80,7 @@ def running(folder: Path) -> str | None:
     if not lock.exists():
         return None
     try:
-        with files.locked(lock, "watch"):
+        with files.locked(lock, "watch", shared=True):  # two looks at once see no watch
             return None
     except Busy as error:
         return str(error).partition(" is working on")[0]
