@@ -16,12 +16,13 @@ from rich.text import Text
 from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
-from reconciler.cli.stopping import Stop
+from reconciler.cli.stopping import between_steps
 from reconciler.engine.applying import Applier, Options
 from reconciler.engine.looking import Look
 from reconciler.engine.planning import plan_all, plan_disk
 from reconciler.engine.reconciling import Reconciling, Result
 from reconciler.engine.state import StateFolder
+from reconciler.engine.stopping import Stop
 from reconciler.model.desired import Spec
 from reconciler.model.errors import Mistake
 from reconciler.model.plan import DiskPlan, Plan
@@ -136,7 +137,7 @@ class Session:
         reporter = Silent() if self.as_json else Terminal(bars=self.jobs == 1)
         applier = Applier(spec, self.states, self.options, reporter)
         reconciling = Reconciling(applier, self, self.results, self.left)
-        with self.stop.between_steps():
+        with between_steps(self.stop):
             try:
                 reconciling.run(plan, looks, self.jobs)
             finally:

@@ -17,12 +17,12 @@ from reconciler.cli import report
 from reconciler.cli.applying import Session
 from reconciler.cli.naming import printable
 from reconciler.cli.progress import Silent
-from reconciler.cli.stopping import Stop
 from reconciler.engine import specfile
 from reconciler.engine.applying import PATIENCE, Applier, Options
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder
+from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.errors import Mistake
 from reconciler.model.image import Format, short_name

@@ -239,8 +239,8 @@ def apply(
 ) -> None:
     """Bring each disk to its spec: plan, ask, do, look again."""
     from reconciler.cli.applying import Session
-    from reconciler.cli.stopping import Stop
     from reconciler.engine.applying import Options
+    from reconciler.engine.stopping import Stop
 
     rate = None if bandwidth is None else _rate(bandwidth)
     stop = Stop()

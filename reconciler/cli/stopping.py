@@ -1,37 +1,19 @@
-"""Signals: the first asks to stop between two steps, the second stops at once."""
+"""Signals during an apply: it ends after the step that runs."""
 
 from __future__ import annotations
 
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from reconciler.engine.stopping import Stop, handling
 
 
-class Stop:
-    """Whether somebody has asked to stop."""
+def between_steps(stop: Stop) -> AbstractContextManager[None]:
+    """Meanwhile the first signal asks *stop*, and says so."""
 
-    def __init__(self) -> None:
-        self.asked = False
-
-    @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Meanwhile a signal only asks; the second one ends everything, as before."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    def ask(*_: object) -> None:
+        stop.ask()
         print("virt-chain: stopping after this step; once more: at once", file=sys.stderr)
+
+    return handling({signal.SIGINT: ask, signal.SIGTERM: ask})

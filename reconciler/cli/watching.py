@@ -17,6 +17,7 @@ import typer
 from reconciler.cli.naming import printable
 from reconciler.engine.applying import Options
 from reconciler.engine.state import StateFolder, default_folder
+from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import Mistake
 from reconciler.model.plan import DiskPlan, PlannedStep
@@ -25,7 +26,7 @@ from reconciler.spec import Remembering
 from reconciler.spec.host import config_file, duration, read_host
 from reconciler.watch import status as told
 from reconciler.watch.holds import Hold, Holds, Suspensions
-from reconciler.watch.loop import Loop, Stop
+from reconciler.watch.loop import Loop
 from reconciler.watch.metrics import Metrics
 from reconciler.watch.notify import notify
 from reconciler.watch.passes import Asked, Passes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -221,23 +221,8 @@ class Applier:
                 held.enter_context(self._wait_for(path, what))
             yield
 
-    @contextmanager
-    def _wait_for(self, path: Path, what: str) -> Iterator[None]:
-        until = time.monotonic() + self.options.patience
-        while True:
-            self.go_on()
-            try:
-                lock = files.locked(path, what)
-                lock.__enter__()
-                break
-            except Busy:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-        try:
-            yield
-        finally:
-            lock.__exit__(None, None, None)
+    def _wait_for(self, path: Path, what: str) -> AbstractContextManager[None]:
+        return files.locked_within(path, what, self.options.patience, self.go_on)
 
     @contextmanager
     def folders_held(self, plans: Sequence[DiskPlan]) -> Iterator[None]:

@@ -22,7 +22,7 @@ def replace_text(path: Path, before: str, after: str) -> None:
     try:
         if target.read_bytes() != before.encode():
             raise Mistake(f"{path} was edited by somebody else meanwhile; nothing was done")
-        _write(temporary, after)
+        files.write(temporary, after)
         files.take_manners(temporary, target)
         files.sync(temporary)
         files.rename_over(temporary, target)
@@ -42,7 +42,7 @@ def create(path: Path, text: str) -> None:
     """
     temporary = files.unmade(path)
     try:
-        _write(temporary, text, mode=0o666)
+        files.write(temporary, text, mode=0o666)
         files.rename_new(temporary, path)
     except FileExistsError:
         raise Mistake(f"{path} exists already; nothing was overwritten") from None
@@ -51,11 +51,3 @@ def create(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             os.unlink(temporary)
-
-
-def _write(path: Path, text: str, mode: int = 0o600) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    with open(os.open(path, flags, mode), "wb") as stream:
-        stream.write(text.encode())
-        stream.flush()
-        os.fsync(stream.fileno())

@@ -9,8 +9,8 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from reconciler.model.errors import Busy
@@ -84,15 +84,20 @@ def rename_over(source: Path, target: Path) -> None:
 def write_private(path: Path, text: str) -> None:
     """Put a file of *text* that only its owner reads in the place of *path*, in one durable act."""
     temporary = path.with_name(f".{path.name}.new")
+    write(temporary, text)
+    rename_over(temporary, path)
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> None:
+    """Let the file *path* say *text*, durably; a new one gets *mode*, and no link is followed."""
     rest = text.encode()
-    descriptor = os.open(temporary, _NEW_FILE, 0o600)
+    descriptor = os.open(path, _NEW_FILE, mode)
     try:
         while rest:  # a write may take less than it was given
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    rename_over(temporary, path)
 
 
 def remove(path: Path) -> None:
@@ -130,6 +135,33 @@ def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def locked_within(
+    path: Path, what: str, seconds: float, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """
+    Hold a lock as `locked` does, once whoever has it lets it go.
+
+    Args:
+        meanwhile: Called before each try; what it raises ends the waiting.
+
+    Raises:
+        Busy: It is still held after *seconds*.
+    """
+    until = time.monotonic() + seconds
+    with ExitStack() as held:
+        while True:
+            meanwhile()
+            try:
+                held.enter_context(locked(path, what))
+                break
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+        yield
+
+
 def _holder(inode: int) -> str:
     """
     Who holds the lock on the file *inode*, in words.
@@ -146,7 +178,7 @@ def _holder(inode: int) -> str:
                 words = [os.path.basename(os.fsdecode(word)) for word in command if word]
                 said = " ".join(words).partition("\n")[0][:80]
                 owner = Path(f"/proc/{pid}").stat().st_uid
-                return f"another virt-chain ({said[:80]}; pid {pid} of uid {owner} on this host)"
+                return f"another virt-chain ({said}; pid {pid} of uid {owner} on this host)"
     return "another virt-chain (on another host, or in a container)"
 
 
@@ -249,7 +281,7 @@ def take_manners(path: Path, like: Path) -> None:
     """
     model = os.stat(like)
     with _held(path) as descriptor:
-        give(descriptor, (model.st_uid, model.st_gid), stat.S_IMODE(model.st_mode))
+        _give(descriptor, (model.st_uid, model.st_gid), stat.S_IMODE(model.st_mode))
         with suppress(OSError):
             for name in os.listxattr(like):
                 with suppress(OSError):
@@ -259,10 +291,10 @@ def take_manners(path: Path, like: Path) -> None:
 def own(path: Path, owner: tuple[int, int], mode: int) -> None:
     """Give the file *path*, which was just made, its owner and mode."""
     with _held(path) as descriptor:
-        give(descriptor, owner, mode)
+        _give(descriptor, owner, mode)
 
 
-def give(descriptor: int, owner: tuple[int, int], mode: int) -> None:
+def _give(descriptor: int, owner: tuple[int, int], mode: int) -> None:
     """Owner and mode of an open file, as far as this user may give them."""
     with suppress(PermissionError):
         os.fchown(descriptor, *owner)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reconciler.engine.state import StateFolder
+from reconciler.engine.stopping import Stop, handling
 from reconciler.model.desired import Spec
 from reconciler.model.errors import Busy, HypervisorError
 from reconciler.tools import files
@@ -26,22 +26,8 @@ from reconciler.watch.triggers import Files, Trigger
 JITTER = 0.1
 """Part of the interval by which a pass may come earlier or later, so that hosts do not meet."""
 
-
-TRIES, PAUSE = 5, 0.1
-"""How often, and after how many seconds, a lock that somebody has is asked for again."""
-
-
-class Stop:
-    """Whether somebody has asked to stop; the second time everything ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def ask(self, *_: object) -> None:
-        """A signal handler."""
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+PATIENCE = 0.4
+"""Seconds to wait for the lock of a watch: `status` has it for a moment, too."""
 
 
 @dataclass(slots=True)
@@ -128,28 +114,17 @@ class Loop:
     def _domain_event(self, name: str) -> None:
         self._trigger.fire(f"the domain {name} changed")
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> AbstractContextManager[None]:
         """SIGHUP: a pass now.  SIGTERM and SIGINT: stop at the next safe point."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def stop(*_: object) -> None:
             self.stop.ask()
             self._trigger.fire("asked to stop")
 
-        handlers: dict[signal.Signals, Callable[..., None]] = {
-            signal.SIGHUP: lambda *_: self._trigger.fire("SIGHUP"),
-            signal.SIGTERM: stop,
-            signal.SIGINT: stop,
-        }
-        before = {number: signal.signal(number, one) for number, one in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        def pass_now(*_: object) -> None:
+            self._trigger.fire("SIGHUP")
+
+        return handling({signal.SIGHUP: pass_now, signal.SIGTERM: stop, signal.SIGINT: stop})
 
 
 @contextmanager
@@ -158,24 +133,13 @@ def alone(states: StateFolder) -> Iterator[None]:
     states.lock_file("watch", "watch")  # makes the folder
     path = lock_file(states.folder)
     path.touch(mode=0o600)
-    with _locked(path):
-        yield
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
     with ExitStack() as held:
-        for left in reversed(range(TRIES)):
-            try:
-                held.enter_context(files.locked(path, "watch"))
-                break
-            except Busy as error:
-                if left:
-                    time.sleep(PAUSE)  # `status` has the lock for a moment, too
-                    continue
-                who = str(error).partition(" is working on")[0]
-                raise Busy(
-                    f"{who} watches with the state directory {path.parents[1]} already; stop "
-                    "it, or name another with --state-dir"
-                ) from error
+        try:
+            held.enter_context(files.locked_within(path, "watch", PATIENCE))
+        except Busy as error:
+            who = str(error).partition(" is working on")[0]
+            raise Busy(
+                f"{who} watches with the state directory {path.parents[1]} already; stop "
+                "it, or name another with --state-dir"
+            ) from error
         yield
