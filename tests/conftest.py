@@ -6,6 +6,17 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 _config = Path(tempfile.mkdtemp(prefix="virt-chain-tests-")) / "config.toml"
 _config.touch(mode=0o600)
 os.environ["VIRT_CHAIN_CONFIG"] = str(_config)
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The host's own config, empty."""
+    path = tmp_path / "config.toml"
+    path.touch(mode=0o600)
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(path))
+    return path

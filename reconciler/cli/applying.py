@@ -18,7 +18,7 @@ from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
 from reconciler.cli.stopping import between_steps
 from reconciler.engine.applying import Applier, Options
-from reconciler.engine.looking import Look
+from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all, plan_disk
 from reconciler.engine.reconciling import Reconciling, Result
 from reconciler.engine.state import StateFolder
@@ -96,11 +96,8 @@ class Session:
         gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
         for domain, target in sorted(gone):
             message = "stale: the spec does not have this disk any more; plan again"
-            gone_one = Result(domain, target, "error", message)
-            self.results.append(gone_one)
-            self.ended(replace(gone_one, status="failed"))
-        from reconciler.engine.looking import look
-
+            self.results.append(Result(domain, target, "error", message))
+            self._say(self.results[-1])
         looks = look(spec, self.states, chosen)
         fresh = [_checked(plan_disk(found), saved) for found in looks]
         plan = Plan(saved.sources, tuple(fresh))
@@ -114,10 +111,7 @@ class Session:
     def _ask(self, plan: Plan, max_drops: int) -> None:
         """Ask on a terminal; without one only ``-y`` goes on, up to *max_drops*."""
         if self.yes:
-            gone = sum(
-                len(points.dropped) + len(points.discarded)
-                for points in (disk.restore_points for disk in plan.disks if disk.now)
-            )
+            gone = sum(disk.restore_points.lost for disk in plan.disks if disk.now)
             if gone > max_drops:
                 raise Mistake(
                     f"nothing was done: {gone} restore points would go, and -y alone takes away at "
@@ -164,7 +158,11 @@ class Session:
 
     def ended(self, result: Result) -> None:
         """What went wrong, except where the plan has said it."""
-        if result.message and result.status != "error" and not self.as_json:
+        if result.status != "error":
+            self._say(result)
+
+    def _say(self, result: Result) -> None:
+        if result.message and not self.as_json:
             where = printable(f"{result.label}: {result.message}")
             print(f"virt-chain: {where}", file=sys.stderr)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,10 +14,10 @@ import typer
 
 from reconciler.cli import report
 from reconciler.cli.applying import Session
-from reconciler.cli.naming import printable
+from reconciler.cli.naming import apply_command, printable
 from reconciler.cli.progress import Silent
 from reconciler.engine import specfile
-from reconciler.engine.applying import PATIENCE, Applier, Options
+from reconciler.engine.applying import Applier, Options
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder
@@ -219,9 +218,8 @@ def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:
 
     if not act.apply:
         plan = plan_all((act.spec.absolute(),), looking(_load(act, texts.after), act.states, None))
-        words = ["virt-chain", "apply", *([] if act.spec == Path(".") else [str(act.spec)])]
-        words += ["-c", act.connect] if act.connect else []
-        report.print_plan(plan, report.console(), shlex.join(words))
+        specs = None if act.spec == Path(".") else [act.spec]
+        report.print_plan(plan, report.console(), apply_command(specs, act.connect))
         texts.check(plan)
         texts.write()
         return True
@@ -231,7 +229,7 @@ def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:
         max_drops=None,
         states=act.states,
         stop=stop,
-        options=Options(patience=PATIENCE, stopping=lambda: stop.asked),
+        options=Options(stopping=lambda: stop.asked),
         target=None,
         connection=act.connect,
         as_json=False,

@@ -25,7 +25,6 @@ from reconciler.model.host import Host
 from reconciler.model.units import human_size
 from reconciler.spec import edit, load
 from reconciler.spec.document import read_text
-from reconciler.spec.host import read_host
 from reconciler.spec.read import spec_files
 
 
@@ -159,10 +158,10 @@ class Draft:
         return bad
 
 
-def to_stdout(disks: Sequence[FoundDisk], title: str, states: StateFolder) -> bool:
+def to_stdout(disks: Sequence[FoundDisk], title: str, states: StateFolder, host: Host) -> bool:
     """Print one spec of *disks*; True where it has any."""
     file = Path("import.toml").absolute()
-    draft = Draft(file, {disk.domain: file for disk in disks}, states, read_host(), title)
+    draft = Draft(file, {disk.domain: file for disk in disks}, states, host, title)
     found = draft.checked(disks)
     if _any(found):
         typer.echo(draft.texts(found)[file], nl=False)
@@ -170,7 +169,9 @@ def to_stdout(disks: Sequence[FoundDisk], title: str, states: StateFolder) -> bo
     return _good(found)
 
 
-def to_folder(disks: Sequence[FoundDisk], folder: Path, title: str, states: StateFolder) -> bool:
+def to_folder(
+    disks: Sequence[FoundDisk], folder: Path, title: str, states: StateFolder, host: Host
+) -> bool:
     """
     Write one spec file for each domain into *folder*; True where there are any.
 
@@ -182,7 +183,7 @@ def to_folder(disks: Sequence[FoundDisk], folder: Path, title: str, states: Stat
         old = {file.absolute(): read_text(file) for file in spec_files(folder)}
         disks = _not_yet(disks, folder, old)
     places = {disk.domain: folder.absolute() / _file_name(disk.domain) for disk in disks}
-    draft = Draft(folder.absolute(), places, states, read_host(), title, old)
+    draft = Draft(folder.absolute(), places, states, host, title, old)
     found = draft.checked(disks)
     texts = draft.texts(found)
     taken = [file for file in texts if os.path.lexists(file)]
@@ -202,7 +203,7 @@ def to_folder(disks: Sequence[FoundDisk], folder: Path, title: str, states: Stat
     return _good(found)
 
 
-def into(disks: Sequence[FoundDisk], file: Path, states: StateFolder) -> bool:
+def into(disks: Sequence[FoundDisk], file: Path, states: StateFolder, host: Host) -> bool:
     """Add *disks* to the end of the spec *file*; True where there are any."""
     if file.is_dir():
         raise Mistake(f"{file} is a folder; name one of its files, or use -d")
@@ -210,7 +211,7 @@ def into(disks: Sequence[FoundDisk], file: Path, states: StateFolder) -> bool:
     path = file.absolute()
     disks = _not_yet(disks, file, {path: before})
     places = {disk.domain: path for disk in disks}
-    draft = Draft(path, places, states, read_host(), "", {path: before})
+    draft = Draft(path, places, states, host, "", {path: before})
     found = draft.checked(disks)
     if _any(found):
         specfile.replace_text(file, before, draft.texts(found)[path])

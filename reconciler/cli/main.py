@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from reconciler import __version__
+from reconciler.cli.naming import apply_command, printable
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder, default_folder
@@ -82,6 +83,13 @@ Connect = Annotated[
         "-c", "--connect", metavar="URI", help="The connection to libvirt, whatever the spec says."
     ),
 ]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Apply without asking.")]
+Bandwidth = Annotated[
+    str | None, typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M.")
+]
+Jobs = Annotated[
+    int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Detailed = Annotated[
     bool, typer.Option("--detailed-exitcode", help="Exit with 2 where there are changes.")
@@ -98,8 +106,6 @@ class _Printable(logging.Formatter):
     """File names in a log do nothing to a terminal, either."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from reconciler.cli.naming import printable
-
         return printable(super().format(record))
 
 
@@ -185,11 +191,7 @@ def plan(
     else:
         _print_plan(
             made,
-            _apply_command(
-                [output] if output else spec,
-                None if output else target,
-                None if output else connect,
-            ),
+            apply_command([output]) if output else apply_command(spec, connect, target),
         )
     if made.errors:
         raise typer.Exit(Exit.ERROR)
@@ -206,7 +208,7 @@ def apply(
             help="Spec files or folders (left out: this folder), or a saved plan.",
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Apply without asking.")] = False,
+    yes: Yes = False,
     as_json: Json = False,
     target: Target = None,
     verify: Annotated[
@@ -215,13 +217,8 @@ def apply(
             help="Compare nothing, what was moved, or the digests of all kept views.",
         ),
     ] = Verify.moved,
-    bandwidth: Annotated[
-        str | None,
-        typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M."),
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
-    ] = 1,
+    bandwidth: Bandwidth = None,
+    jobs: Jobs = 1,
     max_drops: Annotated[
         int | None,
         typer.Option(
@@ -242,7 +239,6 @@ def apply(
     from reconciler.engine.applying import Options
     from reconciler.engine.stopping import Stop
 
-    rate = None if bandwidth is None else _rate(bandwidth)
     stop = Stop()
     session = Session(
         loading=_loaded,
@@ -251,7 +247,7 @@ def apply(
         stop=stop,
         options=Options(
             verify=verify.value,
-            bandwidth=rate,
+            bandwidth=_rate(bandwidth),
             patience=lock_timeout,
             stopping=lambda: stop.asked,
         ),
@@ -313,7 +309,6 @@ Where = Annotated[
 EditedSpec = Annotated[
     Path, typer.Option("--spec", metavar="SPEC", help="The spec file or folder that is edited.")
 ]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Apply without asking.")]
 NoApply = Annotated[
     bool, typer.Option("--no-apply", help="Edit the spec, show the plan, and leave it at that.")
 ]
@@ -404,18 +399,19 @@ def import_(
 
     if folder is not None and into is not None:
         raise Mistake("-d and --into exclude each other; say one of them")
-    disks = importing.find(things or [], connect, read_host())
+    host = read_host()
+    disks = importing.find(things or [], connect, host)
     if not disks:
         raise Mistake("nothing was found: no disk, and no image")
     states = _states(context, state_dir)
     words = ["virt-chain", "import", *(["-c", connect] if connect else []), *(things or [])]
     title = f"Written by {shlex.join(words)}"
     if into is not None:
-        good = importing.into(disks, into, states)
+        good = importing.into(disks, into, states, host)
     elif folder is not None:
-        good = importing.to_folder(disks, folder, title, states)
+        good = importing.to_folder(disks, folder, title, states, host)
     else:
-        good = importing.to_stdout(disks, title, states)
+        good = importing.to_stdout(disks, title, states, host)
     raise typer.Exit(Exit.DONE if good else Exit.ERROR)
 
 
@@ -447,12 +443,8 @@ def watch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Watch and plan only.")] = False,
     target: Target = None,
     verify: Annotated[Verify, typer.Option(help="What to compare, as in apply.")] = Verify.moved,
-    bandwidth: Annotated[
-        str | None, typer.Option(metavar="RATE", help="Copy at most RATE a second, such as 100M.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option("-j", "--jobs", min=1, help="Work on so many domains side by side.")
-    ] = 1,
+    bandwidth: Bandwidth = None,
+    jobs: Jobs = 1,
     metrics_textfile: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write metrics for node_exporter's textfile collector."),
@@ -474,9 +466,7 @@ def watch(
         states=states,
         load=watching.loading(sources, connect),
         choose=lambda loaded: _chosen(loaded, target),
-        options=Options(
-            verify=verify.value, bandwidth=None if bandwidth is None else _rate(bandwidth)
-        ),
+        options=Options(verify=verify.value, bandwidth=_rate(bandwidth)),
         interval=watching.seconds("--interval", interval),
         poll=poll,
         dry_run=dry_run,
@@ -579,21 +569,12 @@ def _matches(disk: DesiredDisk, target: str) -> bool:
     return disk.domain == target
 
 
-def _rate(text: str) -> int:
+def _rate(text: str | None) -> int | None:
+    """Bytes a second that ``--bandwidth`` allows; None: no limit."""
     try:
-        return parse_size(text)
+        return None if text is None else parse_size(text)
     except (ValueError, OverflowError) as error:
         raise Mistake(f"--bandwidth {text}: {error}") from error
-
-
-def _apply_command(
-    spec: list[Path] | None, target: Sequence[str] | None, connect: str | None
-) -> str:
-    words = ["virt-chain", "apply", *(str(path) for path in spec or [])]
-    words += ["-c", connect] if connect else []
-    for one in target or []:
-        words += ["--target", one]
-    return shlex.join(words)
 
 
 def _save(path: Path, made: Plan) -> None:
@@ -629,12 +610,10 @@ def run(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(list(arguments), prog_name="virt-chain", standalone_mode=False)
-        if code != _TYPER_INTERRUPTED:
-            return int(code or Exit.DONE)
-        _say("interrupted; nothing is lost: virt-chain apply continues")
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
+        return int(code or Exit.DONE)
     except SpecError as error:
-        from reconciler.cli.naming import printable
-
         for problem in error.problems:
             print(printable(str(problem)), file=sys.stderr)
     except ReconcilerError as error:
@@ -663,8 +642,6 @@ def _usage(error: Any) -> None:
 
 
 def _say(text: str) -> None:
-    from reconciler.cli.naming import printable
-
     print(f"virt-chain: {printable(text)}", file=sys.stderr)
 
 

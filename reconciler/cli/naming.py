@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,17 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape", "replace").decode()
         for char in text.encode("utf-8", "backslashreplace").decode()
     )
+
+
+def apply_command(
+    what: Iterable[Path] | None, connect: str | None = None, targets: Iterable[str] | None = None
+) -> str:
+    """The command that applies *what*: specs (None: those of the current folder), or a plan."""
+    words = ["virt-chain", "apply", *map(str, what or ())]
+    words += ["-c", connect] if connect else []
+    for one in targets or ():
+        words += ["--target", one]
+    return shlex.join(words)
 
 
 def naming(paths: Iterable[Path]) -> Naming:

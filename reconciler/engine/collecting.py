@@ -25,9 +25,7 @@ def _folders(spec: Spec) -> set[Path]:
     """Folders of every image that the spec names, as far as the host allows them."""
     paths = [entry.path for disk in spec.disks for entry in disk.chain]
     paths += [path for disk in spec.disks for path in (*disk.discard, disk.active) if path]
-    allowed = spec.host.allowed_roots
-    roots = None if allowed is None else tuple(images.real(root) for root in allowed)
-    trust = images.Trust(roots=roots)
+    trust = images.Trust(roots=images.allowed_roots(spec.host))
     folders = {images.real(path).parent for path in paths}
     return {folder for folder in folders if trust.allows(folder)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -144,12 +144,12 @@ def _is_image(path: Path) -> bool:
 def _walked(disks: Sequence[FoundDisk], host: Host) -> list[FoundDisk]:
     """*disks* with their chains, and what these share."""
     process.limit(host.limits)
-    roots = None if host.allowed_roots is None else tuple(map(images.real, host.allowed_roots))
+    roots = images.allowed_roots(host)
     found = _apart([_with_chain(disk, roots) for disk in disks])
     stand: Counter[Path] = Counter(image.path for disk in found for image in disk.chain.images[:-1])
     written = {disk.chain.images[-1].path for disk in found if disk.chain.images}
     written |= {images.real(disk.source) for disk in disks if disk.source is not None}
-    templates = {path: number for path, number in stand.items() if number > 1} if stand else {}
+    templates = {path: number for path, number in stand.items() if number > 1}
     return [replace(disk, templates=_templates(disk.chain, templates, written)) for disk in found]
 
 
@@ -181,12 +181,12 @@ def _apart(disks: Sequence[FoundDisk]) -> list[FoundDisk]:
 
 
 def _templates(
-    chain: Chain, shared: dict[Path, int], written: Iterable[Path]
+    chain: Chain, shared: dict[Path, int], written: Set[Path]
 ) -> tuple[tuple[Path, int], ...]:
     """The shared part of *chain*, from the base on, as far as nobody writes to it."""
     found = []
     for image in chain.images[:-1]:
-        if image.path not in shared or image.path in set(written):
+        if image.path not in shared or image.path in written:
             break
         found.append((image.path, shared[image.path]))
     return tuple(found)

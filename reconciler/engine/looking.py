@@ -154,8 +154,8 @@ def _formats(spec: Spec) -> dict[Identity, Format]:
 
 def _roots(spec: Spec, around: Around) -> tuple[Path, ...]:
     """Folders below which images may lie: as the host's config says, else those of the spec."""
-    if spec.host.allowed_roots is not None:
-        return tuple(images.real(root) for root in spec.host.allowed_roots)
+    if (allowed := images.allowed_roots(spec.host)) is not None:
+        return allowed
     listed = [entry.path for disk in spec.disks for entry in disk.chain]
     listed += [path for disk in spec.disks for path in (disk.active, *disk.discard) if path]
     # where a listed name is itself a link, its own folder counts, not the one it leads to
@@ -429,7 +429,7 @@ def _unconfirmed(chain: Chain | None) -> str | None:
     """What QEMU has to say against *chain*; None: it reads the same chain."""
     if chain is None:
         return None
-    if any(i.encrypted or i.data_file or i.corrupt or i.unknown_features for i in chain):
+    if any(image.left_alone or image.corrupt for image in chain):
         return None  # the planner refuses these, and QEMU need not open them
     try:
         images.confirm(chain)

@@ -50,6 +50,11 @@ class RestorePoints:
     dropped: tuple[Path, ...] = ()
     discarded: tuple[Path, ...] = ()
 
+    @property
+    def lost(self) -> int:
+        """How many go, which a host allows so many of (``max_drops``)."""
+        return len(self.dropped) + len(self.discarded)
+
 
 @dataclass(frozen=True, slots=True)
 class DiskPlan:

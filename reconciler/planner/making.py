@@ -211,7 +211,7 @@ def _fixed_size(wanted: Wanted, size: int) -> Refused:
 
 def _untouchable(task: Task, image: Image) -> str | None:
     """Why the header of *image* cannot be changed; None: it can."""
-    if image.encrypted or image.data_file or image.corrupt or image.unknown_features:
+    if image.left_alone or image.corrupt:
         return "it is encrypted, marked corrupt, or has features that are left alone"
     if image.snapshots:
         return (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.model.errors import ObserveError
+from reconciler.model.host import Host
 from reconciler.model.image import Chain, Format, Identity, Image, short_name
 from reconciler.tools import files, qcow2, qemuimg
 
@@ -116,6 +117,11 @@ def is_qcow2(path: Path) -> bool:
     where = real(path)
     with _opened(where) as (descriptor, _):
         return qcow2.read_header(descriptor, where) is not None
+
+
+def allowed_roots(host: Host) -> tuple[Path, ...] | None:
+    """Folders below which *host* allows images, links resolved; None: its config names none."""
+    return None if host.allowed_roots is None else tuple(map(real, host.allowed_roots))
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,12 +329,11 @@ class Overlays:
         while left:
             at = left.pop()
             for path, own in self._above.get(at, ()) if at is not None else ():
+                if own != file:
+                    found.add(path)
                 if own not in seen:
                     seen.add(own)
-                    found.add(path)
                     left.append(own)
-                elif own != file:
-                    found.add(path)
         return tuple(sorted(found & self._found))
 
 
@@ -339,7 +344,7 @@ def scan(folders: Iterable[Path], trust: Trust) -> Overlays:
     Every file with the magic of qcow2 counts, whatever its name; an overlay is
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
     """
-    below: dict[Path, Path | None] = {}
+    seen: set[Path] = set()
     overlays = Overlays()
     for folder in sorted(set(folders)):
         try:
@@ -350,22 +355,16 @@ def scan(folders: Iterable[Path], trust: Trust) -> Overlays:
         for name in entries:
             if name.endswith(files.NEW):
                 continue
-            at: Path | None = real(Path(name))
-            if at is not None:
-                overlays.count(at)
-            while at is not None and at not in below:
-                overlay, at = at, _stands_on(at, below, trust)
+            overlay = real(Path(name))
+            overlays.count(overlay)
+            at: Path | None = overlay
+            while at is not None and at not in seen:
+                seen.add(at)
+                overlay, at = at, _named_below(at) if trust.allows(at) else None
                 own, there = identity(overlay), identity(at) if at is not None else None
                 if own is not None and there is not None:
                     overlays.add(overlay, own, there)
     return overlays
-
-
-def _stands_on(path: Path, known: dict[Path, Path | None], trust: Trust) -> Path | None:
-    """The file that *path* names as its backing file; None: none, or no image to be opened."""
-    if path not in known:
-        known[path] = _named_below(path) if trust.allows(path) else None
-    return known[path]
 
 
 def _named_below(path: Path) -> Path | None:

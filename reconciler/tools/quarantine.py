@@ -2,8 +2,8 @@
 Images that were taken away and are kept for a while, beside where they lay.
 
 An image goes into a folder of its own kind on the same filesystem, so that
-nothing is copied, under its name and the moment of its going.  It can be moved
-back by hand; `gc` removes it when its time is over.
+nothing is copied, under its name and the moment until which it is kept.  It can
+be moved back by hand; `gc` removes it when its time is over.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reconciler.tools import files
@@ -44,7 +44,7 @@ def put(path: Path, seconds: int) -> Path:
     if folder.is_symlink():
         raise NotADirectoryError(20, "a quarantine folder is no symbolic link", str(folder))
     files.sync(path.parent)
-    until = datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds, UTC)
+    until = datetime.now(UTC) + timedelta(seconds=seconds)
     name = f"{path.name}~{until.strftime(_TIME)}"
     for number in range(1000):
         target = folder / (f"{name}-{number}" if number else name)

@@ -216,8 +216,7 @@ class Passes:
             return _status("failing", disk, disk.error or found.lost or "")
         if not disk.now:
             if disk.steps:
-                why = next(one.deferred for one in disk.steps if one.deferred)
-                return _status("deferred", disk, f"waits until the guest is off: {why}")
+                return _deferred(disk)
             self._good(disk.label)
             return _status("in force", disk)
         if (held := self.holds.of(disk.domain, disk.target)) is not None:
@@ -237,18 +236,14 @@ class Passes:
         self, going: list[tuple[DiskPlan, Look]], found: dict[str, DiskStatus], host: Host
     ) -> list[tuple[DiskPlan, Look]]:
         """*going*, without those that drop restore points where all together drop too many."""
-
-        def drops(disk: DiskPlan) -> int:
-            return len(disk.restore_points.dropped) + len(disk.restore_points.discarded)
-
-        total = sum(drops(disk) for disk, _ in going)
+        total = sum(disk.restore_points.lost for disk, _ in going)
         if total <= host.max_drops:
             return going
         why = f"{total} restore points would go in one pass, and max_drops is {host.max_drops}"
         for disk, _ in going:
-            if drops(disk):
+            if disk.restore_points.lost:
                 found[disk.label] = self._waiting(disk, why)
-        return [(disk, one) for disk, one in going if not drops(disk)]
+        return [(disk, one) for disk, one in going if not disk.restore_points.lost]
 
     def _waiting(self, disk: DiskPlan, why: str) -> DiskStatus:
         return _status("waiting", disk, why, self.asked.command(self._waiting_file(disk.label)))
@@ -308,8 +303,7 @@ class Passes:
             return _status("in force", disk)
         if disk.now:
             return _status("drift", disk, "has more steps, which the next pass decides on")
-        why = next((one.deferred for one in disk.steps if one.deferred), None)
-        return _status("deferred", disk, f"waits until the guest is off: {why}")
+        return _deferred(disk)
 
     def again(self, plan: DiskPlan) -> None:
         """The rest of a disk's plan is for the next pass (see `_do`)."""
@@ -470,6 +464,12 @@ class _Counting:
 def _status(kind: Any, disk: DiskPlan, why: str = "", command: str | None = None) -> DiskStatus:
     steps = tuple(str(one.step) for one in disk.steps)
     return DiskStatus(kind, str(disk.observed), why, command, steps, len(disk.observed))
+
+
+def _deferred(disk: DiskPlan) -> DiskStatus:
+    """Of a disk whose steps, and it has some, all wait."""
+    why = next(one.deferred for one in disk.steps if one.deferred)
+    return _status("deferred", disk, f"waits until the guest is off: {why}")
 
 
 def _count(number: int, word: str) -> str:

@@ -30,14 +30,6 @@ from tests.images.disks import (
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    path = tmp_path / "config.toml"
-    path.touch(mode=0o600)
-    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(path))
-    return path
-
-
-@pytest.fixture
 def drop(disk: Disk) -> Disk:
     disk.chain({"b": B, "p": P, "q": Q, "x": X})
     disk.spec("b <- x", active="x.qcow2")

@@ -17,15 +17,6 @@ def scene(tmp_path: Path) -> Scene:
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The host's own config, empty."""
-    path = tmp_path / "config.toml"
-    path.touch(mode=0o600)
-    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(path))
-    return path
-
-
-@pytest.fixture
 def disk(tmp_path: Path) -> Disk:
     """An empty folder for the images of one disk."""
     return Disk(tmp_path)
