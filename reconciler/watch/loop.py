@@ -124,7 +124,8 @@ class Loop:
         def pass_now(*_: object) -> None:
             self._trigger.fire("SIGHUP")
 
-        return handling({signal.SIGHUP: pass_now, signal.SIGTERM: stop, signal.SIGINT: stop})
+        handlers = {signal.SIGHUP: pass_now, signal.SIGTERM: stop, signal.SIGINT: stop}
+        return handling(handlers, wakes=self._trigger.wakes)
 
 
 @contextmanager

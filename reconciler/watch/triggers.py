@@ -31,17 +31,20 @@ class Trigger:
     Collects reasons for a pass; a burst of them is one.
 
     Firing is a write to a pipe: signal handlers and other threads may do it at any moment.
+
+    Attributes:
+        wakes: The end of the pipe that ends a wait; for `signal.set_wakeup_fd`.
     """
 
     def __init__(self) -> None:
         self._reasons: deque[str] = deque(maxlen=100)
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._read, self.wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def fire(self, why: str) -> None:
         """Something happened; *why* is for the reader."""
         self._reasons.append(why)
         with suppress(BlockingIOError):  # full: it is woken anyway
-            os.write(self._write, b"!")
+            os.write(self.wakes, b"!")
 
     def wait(self, seconds: float) -> list[str]:
         """
@@ -62,7 +65,7 @@ class Trigger:
     def close(self) -> None:
         """Let go of the pipe."""
         os.close(self._read)
-        os.close(self._write)
+        os.close(self.wakes)
 
     def _fired(self, seconds: float) -> bool:
         readable, _, _ = select.select([self._read], [], [], max(seconds, 0))
