@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from reconciler.backends.offline import Offline, Verify
 from reconciler.engine import planning
 from reconciler.engine.looking import Look, again
+from reconciler.engine.memory import Memory
 from reconciler.engine.state import (
     DiskState,
     Leftover,
@@ -100,12 +101,18 @@ class Options:
 
 @dataclass(slots=True)
 class Applier:
-    """Applies plans, disk by disk, to the chains of one spec."""
+    """
+    Applies plans, disk by disk, to the chains of one spec.
+
+    Attributes:
+        memory: What looks found, for the next one.
+    """
 
     spec: Spec
     states: StateFolder
     options: Options
     reporter: Reporter
+    memory: Memory = field(default_factory=Memory)
     _folders: frozenset[Path] = frozenset()
     _confirmed: dict[str, Chain] = field(default_factory=dict)
 
@@ -136,7 +143,7 @@ class Applier:
         return errors
 
     def _begun(self, plan: DiskPlan, found: Look, *, stopped: bool) -> Going:
-        fresh = again(found, self.spec, self.states)
+        fresh = again(found, self.spec, self.states, self.memory)
         if stopped and not plan.restart:
             # planned for a guest that runs, and off now because of another disk
             plan = planning.plan_disk(fresh)
@@ -185,7 +192,8 @@ class Applier:
 
     def planned_again(self, found: Look) -> Work:
         """What is left to do for a disk after its plan was carried out."""
-        fresh = again(found, self.spec, self.states, self._confirmed.get(found.desired.label))
+        known = self._confirmed.get(found.desired.label)
+        fresh = again(found, self.spec, self.states, self.memory, known)
         return planning.plan_disk(fresh), fresh
 
     def confirmed(self, plan: DiskPlan, chain: Chain) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.engine.around import Around, Found
+from reconciler.engine.memory import Memory, Walked
 from reconciler.engine.state import DiskState, Leftover, StateFolder, Unfinished, paths_in
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.domain import Domain, Job
@@ -17,6 +18,7 @@ from reconciler.model.image import Chain, Format, Identity, Image
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename
 from reconciler.planner.task import Task, View, Wanted
 from reconciler.tools import files, images, process, qemuimg
+from reconciler.tools.moment import Moment
 
 if TYPE_CHECKING:
     from reconciler.tools.hypervisor import Hypervisor
@@ -63,23 +65,14 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class _Walked:
-    """
-    A disk whose chain was walked, before anybody else's interest in it is known.
+class _Here:
+    """What one look has for all disks."""
 
-    Attributes:
-        listed: Absolute paths of the desired chain with symbolic links resolved.
-    """
-
-    desired: DesiredDisk
-    listed: tuple[Path, ...]
-    state: DiskState
-    chain: Chain
-    wanted: tuple[Wanted, ...] = ()
-    outside: tuple[tuple[Path, Chain], ...] = ()
-    error: str | None = None
-    found: Found | None = None
-    trust: images.Trust = field(default_factory=images.Trust)
+    states: StateFolder
+    trust: images.Trust
+    around: Around
+    moment: Moment
+    memory: Memory
 
 
 def look(
@@ -87,6 +80,7 @@ def look(
     states: StateFolder,
     only: Iterable[DesiredDisk] | None = None,
     confirmed: Chain | None = None,
+    memory: Memory | None = None,
 ) -> list[Look]:
     """
     Every disk of *spec* as it is now; an unreadable one carries its error.
@@ -94,21 +88,27 @@ def look(
     Args:
         only: Disks to return; the others are looked at for what they share.
         confirmed: A chain that QEMU has read already, and need not read again.
+        memory: What earlier looks found; it serves for the others alone.
     """
     process.limit(spec.host.limits)
     labels = {disk.label for disk in (spec.disks if only is None else only)}
     around = Around.of(spec)
     trust = images.Trust(_formats(spec), roots=_roots(spec, around))
-    walked = [_walk(disk, states, trust, around) for disk in spec.disks]
+    here = _Here(states, trust, around, Moment(), Memory() if memory is None else memory)
+    here.memory.believe(trust, (disk.label for disk in spec.disks))
+    walked = [_walk(disk, here, labels) for disk in spec.disks]
     chosen = [_compared(one) for one in walked if one.desired.label in labels]
     every = [one for one in walked if one.desired.label not in labels] + chosen
     wanted = any(one.error is None for one in chosen)
-    known = _known(every, around, trust, wanted)
-    chosen = _trusted(chosen, states)
-    return [_with_task(one, known) for one in _confirmed(chosen, confirmed)]
+    known = _known(every, here, wanted)
+    chosen = _confirmed(_trusted(chosen, states), confirmed)
+    for one in chosen:
+        if one.error is None:
+            here.memory.keep(replace(one, wanted=(), outside=(), told=True), here.moment)
+    return [_with_task(one, known) for one in chosen]
 
 
-def _trusted(chosen: Sequence[_Walked], states: StateFolder) -> list[_Walked]:
+def _trusted(chosen: Sequence[Walked], states: StateFolder) -> list[Walked]:
     """*chosen*, with an error where another disk's interrupted steps write an image of one."""
     try:
         in_flight = states.in_flight()
@@ -117,7 +117,7 @@ def _trusted(chosen: Sequence[_Walked], states: StateFolder) -> list[_Walked]:
     return [replace(one, error=one.error or _untrusted(one, in_flight)) for one in chosen]
 
 
-def _untrusted(one: _Walked, in_flight: Mapping[Path, Sequence[str]]) -> str | None:
+def _untrusted(one: Walked, in_flight: Mapping[Path, Sequence[str]]) -> str | None:
     for path in (*one.chain.paths, *(wanted.path for wanted in one.wanted)):
         for label in in_flight.get(path, ()):
             if label != one.desired.label:
@@ -128,9 +128,9 @@ def _untrusted(one: _Walked, in_flight: Mapping[Path, Sequence[str]]) -> str | N
     return None
 
 
-def _confirmed(chosen: Sequence[_Walked], known: Chain | None) -> list[_Walked]:
+def _confirmed(chosen: Sequence[Walked], known: Chain | None) -> list[Walked]:
     """*chosen*, with an error where QEMU reads another chain than the headers tell."""
-    asked = [None if one.error or one.chain == known else one.chain for one in chosen]
+    asked = [None if one.error or one.told or one.chain == known else one.chain for one in chosen]
     if len(chosen) < MANY:
         told = [_unconfirmed(chain) for chain in asked]
     else:
@@ -146,8 +146,7 @@ def _formats(spec: Spec) -> dict[Identity, Format]:
     found: dict[Identity, Format] = {}
     for disk in spec.disks:
         for entry in disk.chain:
-            there = images.identity(entry.path)
-            if entry.format and there:
+            if entry.format and (there := images.identity(entry.path)):
                 found[there] = entry.format
     return found
 
@@ -159,37 +158,43 @@ def _roots(spec: Spec, around: Around) -> tuple[Path, ...]:
     listed = [entry.path for disk in spec.disks for entry in disk.chain]
     listed += [path for disk in spec.disks for path in (disk.active, *disk.discard) if path]
     # where a listed name is itself a link, its own folder counts, not the one it leads to
-    found = {images.real(path.parent) for path in listed}
+    found = {images.real(Path(folder)) for folder in {os.path.dirname(path) for path in listed}}
     found |= {path.parent for disk in spec.disks for path in around.named(disk)}
     return tuple(sorted(found))
 
 
-def _walk(disk: DesiredDisk, states: StateFolder, trust: images.Trust, around: Around) -> _Walked:
+def _walk(disk: DesiredDisk, here: _Here, chosen: Collection[str]) -> Walked:
+    known = here.memory.recall(disk, here.states, here.moment)
+    if known is not None and disk.label not in chosen:
+        return known
     state = DiskState()
     chain = Chain()
-    trust = replace(trust, default=disk.format)
+    trust = replace(here.trust, default=disk.format)
     listed = tuple(images.real(entry.path) for entry in disk.chain)
     found: Found | None = None
     try:
-        state = states.disk(disk.domain, disk.target)
+        state = here.states.disk(disk.domain, disk.target)
         for path in paths_in(state):
             trust.see_to(path)
         if disk.connection is None:
             active = _active(disk, listed, state)
         else:
-            found = around.disk(disk)
-            known = found.path.exists() or state.applied is not None
-            active = found.path if known else None
+            found = here.around.disk(disk)
+            made = found.path.exists() or state.applied is not None
+            active = found.path if made else None
             trust = replace(trust, formats={**found.formats, **trust.formats})
         if active:
             chain = images.walk(active, trust)
             chain = images.with_names(chain, state.names)
     except ReconcilerError as error:
-        return _Walked(disk, listed, state, chain, error=str(error), found=found, trust=trust)
-    return _Walked(disk, listed, state, chain, found=found, trust=trust)
+        return Walked(disk, listed, state, chain, error=str(error), found=found, trust=trust)
+    told = known is not None and known.told and known.chain == chain
+    walked = Walked(disk, listed, state, chain, found=found, trust=trust, told=told)
+    here.memory.keep(walked, here.moment)
+    return walked
 
 
-def _compared(one: _Walked) -> _Walked:
+def _compared(one: Walked) -> Walked:
     """*one*, with what there is of each image that its desired chain lists."""
     disk, chain = one.desired, one.chain
     if one.error is not None:
@@ -272,12 +277,11 @@ def _wanted(
     )
 
 
-def _folders(walked: Iterable[_Walked], around: Around) -> set[Path]:
+def _folders(walked: Iterable[Walked], around: Around) -> set[Path]:
     """Folders of every image that any chain of the spec has or shall have."""
     found: set[Path] = set()
     for one in walked:
-        found |= {image.path.parent for image in one.chain}
-        found |= {path.parent for path in one.listed}
+        found |= one.folders
         found |= {image.path.parent for _, chain in one.outside for image in chain}
     found |= {path.parent for path, _ in around.sources()}
     return {folder for folder in found if folder.is_dir()}
@@ -301,7 +305,7 @@ class _Known:
     templates: frozenset[Path]
 
 
-def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust, wanted: bool) -> _Known:
+def _known(walked: Sequence[Walked], here: _Here, wanted: bool) -> _Known:
     disks: dict[Path, dict[str, None]] = {}
     listed: set[Path] = set()
     templates: set[Path] = set()
@@ -314,17 +318,21 @@ def _known(walked: Sequence[_Walked], around: Around, trust: images.Trust, wante
         )
         for path in (*one.listed, *one.chain.paths):
             disks.setdefault(path, {})[one.desired.label] = None
-    for path, label in around.sources():
+    for path, label in here.around.sources():
         disks.setdefault(path, {})[label] = None
+    overlays = images.Overlays()
+    if wanted:
+        folders = _folders(walked, here.around)
+        overlays = images.scan(folders, here.trust, here.memory.names, here.moment)
     return _Known(
-        images.scan(_folders(walked, around), trust) if wanted else images.Overlays(),
+        overlays,
         {path: tuple(labels) for path, labels in disks.items()},
         frozenset(listed),
         frozenset(templates),
     )
 
 
-def _with_task(one: _Walked, known: _Known) -> Look:
+def _with_task(one: Walked, known: _Known) -> Look:
     disk, chain = one.desired, one.chain
     found = one.found
     if one.error is not None:
@@ -373,7 +381,7 @@ def _with_task(one: _Walked, known: _Known) -> Look:
     )
 
 
-def _lost(one: _Walked, known: _Known) -> str | None:
+def _lost(one: Walked, known: _Known) -> str | None:
     active = one.chain.active
     if one.found is None or active is None or active.identity is None:
         return None
@@ -382,7 +390,7 @@ def _lost(one: _Walked, known: _Known) -> str | None:
     return one.found.lost(one.chain, known.overlays.of(active.identity), ours=ours)
 
 
-def _broken(one: _Walked, error: str) -> Look:
+def _broken(one: Walked, error: str) -> Look:
     found = one.found
     return Look(
         one.desired,
@@ -397,7 +405,7 @@ def _broken(one: _Walked, error: str) -> Look:
     )
 
 
-def _busy(one: _Walked) -> bool:
+def _busy(one: Walked) -> bool:
     """True where somebody has the active image open who must not."""
     if one.found is None:
         active = one.chain.active
@@ -408,11 +416,11 @@ def _busy(one: _Walked) -> bool:
     )
 
 
-def _saved(one: _Walked) -> bool:
+def _saved(one: Walked) -> bool:
     return one.found is not None and one.found.domain.managed_save
 
 
-def _claimed(one: _Walked, known: _Known) -> dict[Path, str]:
+def _claimed(one: Walked, known: _Known) -> dict[Path, str]:
     ours = _own(one)
     claimed: dict[Path, str] = {}
     for left in one.state.leftovers:
@@ -438,12 +446,14 @@ def _unconfirmed(chain: Chain | None) -> str | None:
     return None
 
 
-def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
+def _users(one: Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tuple[Path, ...]]:
     """Who else stands on each image, and unlisted overlays on the active one."""
     ours = _own(one)
     users: dict[Path, tuple[str, ...]] = {}
     strangers: list[Path] = []
     for image in one.chain:
+        if image.path in known.templates:
+            continue  # no user more or less changes what may be done with it
         overlays = known.overlays.of(image.identity)
         others = [overlay for overlay in overlays if overlay not in ours]
         if image == one.chain.active:
@@ -456,7 +466,7 @@ def _users(one: _Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tu
     return users, tuple(strangers)
 
 
-def _own(one: _Walked) -> set[Path]:
+def _own(one: Walked) -> set[Path]:
     """Every name of this chain's images, and of what is left of it."""
     second = {image.second for image in one.chain if image.second}
     unfinished = one.state.unfinished
@@ -488,6 +498,12 @@ def _view_of(path: Path, task: Task) -> View:
     return View(extents, forged)
 
 
-def again(found: Look, spec: Spec, states: StateFolder, confirmed: Chain | None = None) -> Look:
-    """The same disk, looked at once more, from the state file up; *confirmed* as `look` has it."""
-    return next(iter(look(spec, states, [found.desired], confirmed or found.chain)))
+def again(
+    found: Look,
+    spec: Spec,
+    states: StateFolder,
+    memory: Memory,
+    confirmed: Chain | None = None,
+) -> Look:
+    """The same disk, looked at once more, from the state file up; the rest as `look` has it."""
+    return next(iter(look(spec, states, [found.desired], confirmed or found.chain, memory)))

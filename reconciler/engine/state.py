@@ -173,10 +173,13 @@ class StateFolder:
 
     folder: Path
     _read: dict[Path, _Stored] = field(default_factory=dict)
+    _paths: dict[str, Path] = field(default_factory=dict)
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
-        return self.folder / f"{file_name(domain)}.toml"
+        if domain not in self._paths:
+            self._paths[domain] = self.folder / f"{file_name(domain)}.toml"
+        return self._paths[domain]
 
     def lock_file(self, domain: str, target: str) -> Path:
         """An existing file that is locked while a disk is worked on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from reconciler.model.errors import ObserveError
 from reconciler.model.host import Host
 from reconciler.model.image import Chain, Format, Identity, Image, short_name
 from reconciler.tools import files, qcow2, qemuimg
+from reconciler.tools.moment import Moment, Version
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +301,8 @@ def _told_path(name: str) -> Path | None:
 
 def backing_of(overlay: Path) -> Path | None:
     """The file that the header of *overlay* names, links resolved; None: none, or no image."""
-    return _named_below(overlay)
+    below = _named(overlay)
+    return None if below is None or identity(below) is None else real(below)
 
 
 class Overlays:
@@ -313,62 +315,155 @@ class Overlays:
     def __init__(self) -> None:
         self._above: dict[Identity, list[tuple[Path, Identity]]] = {}
         self._found: set[Path] = set()
+        self._known: dict[Identity, tuple[Path, ...]] = {}
 
     def add(self, overlay: Path, own: Identity, below: Identity) -> None:
         """*overlay* names the file *below*."""
+        self._known = {}
         self._above.setdefault(below, []).append((overlay, own))
 
     def count(self, overlay: Path) -> None:
         """*overlay* lies in one of the folders that were looked at."""
+        self._known = {}
         self._found.add(overlay)
 
     def of(self, file: Identity | None) -> tuple[Path, ...]:
         """The images in the folders that stand on *file*, by name."""
+        if file is None:
+            return ()
+        if file not in self._known:
+            self._known[file] = self._on(file)
+        return self._known[file]
+
+    def _on(self, file: Identity) -> tuple[Path, ...]:
         found: set[Path] = set()
         seen, left = {file}, [file]
         while left:
-            at = left.pop()
-            for path, own in self._above.get(at, ()) if at is not None else ():
+            for path, own in self._above.get(left.pop(), ()):
                 if own != file:
                     found.add(path)
                 if own not in seen:
                     seen.add(own)
                     left.append(own)
-        return tuple(sorted(found & self._found))
+        return tuple(sorted(found & self._found, key=str))
 
 
-def scan(folders: Iterable[Path], trust: Trust) -> Overlays:
+class Names:
+    """What headers name, by file, kept for as long as a file is the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[Version, Path | None]] = {}
+        self._last: tuple[object, dict[str, Version | None], Overlays] | None = None
+
+    def below(self, path: Path, moment: Moment) -> Path | None:
+        """The file that the header of *path* may name; None: none, or *path* is no image."""
+        version = moment.version(str(path))
+        known = self._known.get(path)
+        if known is not None and version is not None and known[0] == version:
+            return known[1]
+        below = _named(path)
+        if version:
+            self._known[path] = (version, below)
+        else:
+            self._known.pop(path, None)
+        return below
+
+    def last(self, where: object, moment: Moment) -> Overlays | None:
+        """What the last scan found, if it was the same one and all its files are as they were."""
+        if self._last is None or self._last[0] != where:
+            return None
+        _, versions, overlays = self._last
+        same = all(moment.version(name) == version for name, version in versions.items())
+        return overlays if same else None
+
+    def scanned(
+        self,
+        where: object,
+        listed: Iterable[str],
+        seen: Collection[Path],
+        overlays: Overlays,
+        moment: Moment,
+    ) -> None:
+        """Remember a scan, which found these names and came by these files."""
+        self._known = {path: known for path, known in self._known.items() if path in seen}
+        versions = {name: moment.version(name) for name in (*listed, *map(str, seen))}
+        self._last = None if None in versions.values() else (where, versions, overlays)
+
+
+def scan(
+    folders: Iterable[Path],
+    trust: Trust,
+    names: Names | None = None,
+    moment: Moment | None = None,
+) -> Overlays:
     """
     Overlays in *folders*.
 
     Every file with the magic of qcow2 counts, whatever its name; an overlay is
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
+
+    Args:
+        names: Kept from an earlier scan; without it every header is read.
+        moment: When this is; now, unless told.
     """
+    names, moment = names or Names(), moment or Moment()
+    allowed = _Allowed(trust)
     seen: set[Path] = set()
     overlays = Overlays()
-    for folder in sorted(set(folders)):
-        try:
-            entries = sorted(entry.path for entry in os.scandir(folder))
-        except OSError as error:
-            log.warning("%s cannot be read: %s", folder, error.strerror)
-            continue
-        for name in entries:
-            if name.endswith(files.NEW):
-                continue
-            overlay = real(Path(name))
-            overlays.count(overlay)
-            at: Path | None = overlay
-            while at is not None and at not in seen:
-                seen.add(at)
-                overlay, at = at, _named_below(at) if trust.allows(at) else None
-                own, there = identity(overlay), identity(at) if at is not None else None
-                if own is not None and there is not None:
-                    overlays.add(overlay, own, there)
+    listed = [name for folder in sorted(set(folders)) for name in _listed(folder)]
+    where = (trust.roots, tuple(listed), [moment.folder(str(folder)) for folder in set(folders)])
+    if (known := names.last(where, moment)) is not None:
+        return known
+    for name in listed:
+        overlay = moment.real(Path(name))
+        overlays.count(overlay)
+        at: Path | None = overlay
+        while at is not None and at not in seen:
+            seen.add(at)
+            below = names.below(at, moment) if at.parent in allowed else None
+            overlay, at = at, None if below is None else moment.real(below)
+            own, there = _at(overlay, moment), _at(at, moment)
+            at = at if there else None
+            if own is not None and there is not None:
+                overlays.add(overlay, own, there)
+    names.scanned(where, listed, seen, overlays, moment)
     return overlays
 
 
-def _named_below(path: Path) -> Path | None:
-    if identity(path) is None or not files.is_regular(path):
+def _listed(folder: Path) -> list[str]:
+    """Names in *folder* that may be images, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [one.path for one in entries if not one.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        log.warning("%s cannot be read: %s", folder, error.strerror)
+        return []
+    return sorted(name for name in found if not name.endswith(files.NEW))
+
+
+class _Allowed:
+    """Folders, links resolved, whose files may be opened; each is asked about once."""
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+        self._known: dict[Path, bool] = {}
+
+    def __contains__(self, folder: Path) -> bool:
+        known = self._known.get(folder)
+        if known is None:
+            known = self._known[folder] = self._trust.allows(folder)
+        return known
+
+
+def _at(path: Path | None, moment: Moment) -> Identity | None:
+    """Device and inode of the file *path*, links resolved; None where there is none."""
+    found = None if path is None else moment.at(path)
+    return None if found is None else Identity(found.st_dev, found.st_ino)
+
+
+def _named(path: Path) -> Path | None:
+    """The file that the header of *path* may name, as it names it; None: none, or no image."""
+    if not files.is_regular(path):
         return None
     try:
         with _opened(path) as (descriptor, _):
@@ -378,5 +473,4 @@ def _named_below(path: Path) -> Path | None:
         return None
     if header is None or header.backing is None:
         return None
-    below = qcow2.possible_path(header.backing, path)
-    return None if below is None or identity(below) is None else real(below)
+    return qcow2.possible_path(header.backing, path)

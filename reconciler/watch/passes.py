@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from reconciler.engine.applying import Applier, Options, Reporter
 from reconciler.engine.looking import Look, look
+from reconciler.engine.memory import Memory
 from reconciler.engine.planning import plan_all
 from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
 from reconciler.engine.state import StateFolder, file_name
@@ -104,6 +105,7 @@ class Passes:
     _problem: str | None = None
     _complaints: dict[str, str] = field(default_factory=dict)
     _quiet: world.World | None = None
+    _memory: Memory = field(default_factory=Memory)
     _folders: frozenset[Path] = frozenset()
 
     def __post_init__(self) -> None:
@@ -167,7 +169,7 @@ class Passes:
         before = world.World.of(spec, self.states, self._folders)
         if before is not None and before == self._quiet:
             return {}  # nothing has changed since all disks were as their specs say
-        looks = look(spec, self.states, self._chosen(spec, before))
+        looks = look(spec, self.states, self._chosen(spec, before), memory=self._memory)
         plan = plan_all(self.asked.sources, looks)
         found: dict[str, DiskStatus] = {}
         going: list[tuple[DiskPlan, Look]] = []
@@ -275,7 +277,8 @@ class Passes:
             return {}
         self._write_status(working=[disk.label for disk, _ in going if disk.now])
         plan = Plan(self.asked.sources, tuple(disk for disk, _ in going))
-        applier = Applier(spec, self.states, self.options, _Counting(self.voice, self.metrics))
+        reporter = _Counting(self.voice, self.metrics)
+        applier = Applier(spec, self.states, self.options, reporter, self._memory)
         reconciling = Reconciling(applier, self, once=True)
         specs = {disk.label: _digest(one.desired) for disk, one in going}
         began = time.monotonic()

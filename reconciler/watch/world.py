@@ -11,10 +11,7 @@ from pathlib import Path
 from reconciler.engine.looking import Look
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-
-TICK = 1_000_000_000
-"""Nanoseconds: a file that was changed so recently may change again without a new time."""
-Version = tuple[int, ...]
+from reconciler.tools.moment import TICK, Version
 
 
 @dataclass(frozen=True, slots=True)

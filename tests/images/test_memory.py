@@ -1,0 +1,261 @@
+"""What earlier looks found serves the next one, and never in place of what is there now."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reconciler.engine.looking import Look, look
+from reconciler.engine.memory import Memory
+from reconciler.engine.state import DiskState, Leftover, StateFolder
+from reconciler.model.desired import Spec
+from reconciler.model.host import Host
+from reconciler.model.image import Identity, Image
+from reconciler.spec.read import load
+from reconciler.tools import images, moment
+from tests.images.disks import tool
+
+ROUNDS = 150
+TICK = 20_000_000
+"""Nanoseconds after which a file counts as settled here; kernels count in 4 ms or less."""
+
+
+class Yard:
+    """A folder of images behind a link, three disks on one template, and people at work."""
+
+    def __init__(self, root: Path, chance: random.Random) -> None:
+        self.random = chance
+        self.host = Host(allowed_roots=(root,) if chance.random() < 0.7 else None)
+        self.store, self.folder = root / "store", root / "images"
+        self.store.mkdir()
+        self.folder.symlink_to(self.store)
+        self.spec_file = root / "spec.toml"
+        self.states = StateFolder(root / "state")
+        self.made = 0
+        self.chains = {"a": ["t", "a1", "a2"], "b": ["t", "b1", "b2"], "c": ["t", "c1"]}
+        for chain in self.chains.values():
+            for below, name in zip([None, *chain], chain, strict=False):
+                if not self.path(name).exists():
+                    self.make(name, below)
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.qcow2"
+
+    def make(self, name: str, below: str | None) -> None:
+        onto = ["-u", "-F", "qcow2", "-b", f"{below}.qcow2"] if below else []
+        tool("qemu-img", "create", "-q", "-f", "qcow2", *onto, self.path(name), "64k")
+
+    def spec(self) -> Spec:
+        text = ["version = 1", f'defaults.directory = "{self.folder}"']
+        for name, chain in self.chains.items():
+            listed = ", ".join(f'"{one}.qcow2"' for one in chain[1:])
+            text.append(f"[domains.{name}.disks.vda]")
+            text.append(f'chain = [{{ file = "t.qcow2", template = true }}, {listed}]')
+        self.spec_file.write_text("\n".join(text) + "\n")
+        return load([self.spec_file]).on(self.host)
+
+    # What people do
+
+    def relink(self) -> None:
+        """Another backing file, with the old modification time put back."""
+        found = self.path("b2").stat()
+        below = self.random.choice(["t", "b1", "a1"])
+        arguments = ["-u", "-f", "qcow2", "-F", "qcow2", "-b", f"{below}.qcow2"]
+        tool("qemu-img", "rebase", *arguments, self.path("b2"), code=None)
+        os.utime(self.path("b2"), ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    def overlay(self) -> None:
+        """An image that nobody lists, on some other."""
+        self.made += 1
+        self.make(f"n{self.made}", self.random.choice(["t", "a1", "a2", "b1", "b2", "c1"]))
+
+    def remove(self) -> None:
+        """The last such image goes; or the top of a listed chain."""
+        if self.made:
+            self.path(f"n{self.made}").unlink(missing_ok=True)
+            self.made -= 1
+        else:
+            self.path("c1").unlink(missing_ok=True)
+
+    def replace(self) -> None:
+        """A copy in the place of an image."""
+        name = self.random.choice(["t", "a1", "b1", "c1"])
+        if not self.path(name).exists():
+            self.make(name, "t")
+        copy = self.path("copy")
+        shutil.copy2(self.path(name), copy)
+        os.rename(copy, self.path(name))
+
+    def switch(self) -> None:
+        """The link to the folder leads to a new place: a copy, or the same folder renamed."""
+        there = self.folder.resolve()
+        there_now = there.with_name(f"store-{self.random.randrange(10**9)}")
+        if self.random.random() < 0.5:
+            shutil.copytree(there, there_now, symlinks=True)
+        else:
+            os.rename(there, there_now)
+        link = self.folder.with_name("link")
+        link.symlink_to(there_now)
+        os.rename(link, self.folder)
+
+    def link(self) -> None:
+        """A name in the chain becomes a link to an image, or an image again."""
+        at = self.path("b1")
+        if at.is_symlink():
+            at.unlink()
+            self.make("b1", "t")
+        else:
+            at.unlink()
+            at.symlink_to("a1.qcow2")
+
+    def second_name(self) -> None:
+        """A hard link, which tells of itself in the change time alone."""
+        name = self.folder / f"hard-{self.random.randrange(10**9)}"
+        os.link(self.path("a1"), name)
+
+    def damage(self) -> None:
+        """A header that no longer is one; and back."""
+        if self.path("b2").read_bytes()[:4] == b"QFI\xfb":
+            self.path("b2").write_bytes(b"nonsense")
+        else:
+            self.path("b2").unlink()
+            self.make("b2", "b1" if self.path("b1").exists() else "t")
+
+    def remember(self) -> None:
+        """A state file tells of another active image, or of a leftover."""
+        active = self.path(self.random.choice(self.chains["b"]))
+        left = ()
+        if self.random.random() < 0.3 and active.exists():
+            found = active.stat()
+            left = (Leftover(active, Identity(found.st_dev, found.st_ino), found.st_mtime_ns),)
+        self.states.write("b", "vda", DiskState(active=active, leftovers=left))
+
+    def edit(self) -> None:
+        """The spec asks for more, or for less."""
+        chain = self.chains["b"]
+        self.chains["b"] = chain[:-1] if len(chain) > 3 else [*chain, "b3"]
+
+    def nothing(self) -> None:
+        """Nobody does anything."""
+
+    def act(self) -> Callable[[], None]:
+        return self.random.choice(
+            [
+                self.relink,
+                self.overlay,
+                self.remove,
+                self.replace,
+                self.switch,
+                self.link,
+                self.second_name,
+                self.damage,
+                self.remember,
+                self.edit,
+                self.nothing,
+                self.nothing,
+            ]
+        )
+
+
+def comparable(found: Look) -> Look:
+    """*found* without the free space of the filesystem, which others use, too."""
+    return found if found.task is None else replace(found, task=replace(found.task, free={}))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_look_with_a_memory_finds_what_a_look_without_one_finds(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moment, "TICK", TICK)
+    yard = Yard(tmp_path, random.Random(seed))
+    memory = Memory()
+    recalled: list[bool] = []
+    recall, last = Memory.recall, images.Names.last
+
+    def counted(*words: object) -> object:
+        found = recall(*words)  # type: ignore[arg-type]
+        recalled.append(found is not None)
+        return found
+
+    scans: list[bool] = []
+
+    def counted_scan(*words: object) -> object:
+        found = last(*words)  # type: ignore[arg-type]
+        scans.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Memory, "recall", counted)
+    monkeypatch.setattr(images.Names, "last", counted_scan)
+    spec = yard.spec()
+    for number in range(ROUNDS):
+        act = yard.act()
+        act()
+        if act == yard.edit:
+            spec = yard.spec()
+        if yard.random.random() < 0.8:
+            time.sleep(0.05)
+        chosen = [yard.random.choice(spec.disks)]
+        fresh = look(spec, yard.states, chosen)
+        remembered = look(spec, yard.states, chosen, memory=memory)
+        told = f"round {number} of seed {seed}, after {act.__name__}"
+        assert list(map(comparable, remembered)) == list(map(comparable, fresh)), told
+    assert sum(recalled) > ROUNDS / 4
+    assert sum(scans) > ROUNDS / 20
+
+
+def test_other_disks_that_are_as_they_were_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moment, "TICK", TICK)
+    yard = Yard(tmp_path, random.Random(0))
+    spec, memory = yard.spec(), Memory()
+    time.sleep(0.05)
+    chosen = [disk for disk in spec.disks if disk.domain == "a"]
+    look(spec, yard.states, chosen, memory=memory)
+
+    read: list[str] = []
+    header = images.qcow2.read_header
+    monkeypatch.setattr(
+        images.qcow2, "read_header", lambda fd, name: read.append(name.stem) or header(fd, name)
+    )
+    look(spec, yard.states, chosen, memory=memory)
+    assert sorted(read) == ["a1", "a2", "t"]
+
+    monkeypatch.setattr(moment, "_LOCAL", frozenset())  # as on NFS
+    read.clear()
+    look(spec, yard.states, chosen, memory=memory)
+    assert {"b1", "b2", "c1"} <= set(read)
+
+
+def test_qemu_is_asked_once_about_a_chain_that_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moment, "TICK", TICK)
+    yard = Yard(tmp_path, random.Random(0))
+    spec, memory = yard.spec(), Memory()
+    asked: list[str] = []
+    tell = images.qemuimg.chain_info
+
+    def counted(chain: Sequence[Image]) -> list[tuple[str, int]]:
+        asked.append(chain[-1].path.stem)
+        return tell(chain)
+
+    monkeypatch.setattr(images.qemuimg, "chain_info", counted)
+    time.sleep(0.05)
+    look(spec, yard.states, memory=memory)
+    assert sorted(asked) == ["a2", "b2", "c1"]
+
+    asked.clear()
+    look(spec, yard.states, memory=memory)
+    assert asked == []
+
+    yard.relink()
+    look(spec, yard.states, memory=memory)
+    assert asked == ["b2"]
