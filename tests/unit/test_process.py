@@ -389,8 +389,9 @@ print(child.returncode, out, flush=True)
 
 def test_an_interrupted_run_ends_its_program():
     script = """
-import sys
+import signal
 from reconciler.tools import process
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def follow(piece):
     print(piece.decode().strip(), flush=True)
 try:
