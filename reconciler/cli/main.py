@@ -614,8 +614,8 @@ def run(arguments: Sequence[str]) -> int:
             raise KeyboardInterrupt
         return int(code or Exit.DONE)
     except SpecError as error:
-        for problem in error.problems:
-            print(printable(str(problem)), file=sys.stderr)
+        for line in error.lines:
+            print(printable(line), file=sys.stderr)
     except ReconcilerError as error:
         _say(str(error))
     except KeyboardInterrupt:

@@ -239,7 +239,13 @@ def hold(states: StateFolder, labels: Sequence[str], reason: str, until: str | N
     now = datetime.now(UTC)
     end = None if until is None else _end(until, now)
     holds = Holds(states.folder)
+    watched = told.StatusFile(states.folder).read().get("disks", {})
     for label in labels:
+        if watched and not any(label in (disk, disk.rpartition(":")[0]) for disk in watched):
+            text = (
+                f"virt-chain: no watched domain or disk is called {label}; it is held all the same"
+            )
+            typer.echo(printable(text), err=True)
         since = now.isoformat(timespec="seconds")
         holds.add(Hold(label, reason, _user(), since, end))
         said = f" until {end}" if end else ""

@@ -48,11 +48,22 @@ class Problem:
 
 
 class SpecError(ReconcilerError):
-    """A spec has problems; ``problems`` has all of them, in file order."""
+    """
+    A spec has problems.
+
+    Attributes:
+        problems: All of them, in file order.
+        lines: The first of them, for people, and how many there are beyond these.
+    """
+
+    SHOWN = 100
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(sorted(problems))
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        more = len(self.problems) - self.SHOWN
+        self.lines = [str(problem) for problem in self.problems[: self.SHOWN]]
+        self.lines += [f"and {more} more problems"] if more > 0 else []
+        super().__init__("\n".join(self.lines))
 
 
 class Refused(ReconcilerError):

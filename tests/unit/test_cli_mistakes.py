@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -312,3 +313,16 @@ def test_the_command_that_applies_a_plan_can_be_pasted(capsys):
     assert out.splitlines()[-1] == (
         "Apply it with: virt-chain apply 'my spec.toml' --target 'web:*'"
     )
+
+
+def test_of_thousands_of_mistakes_a_hundred_are_told(capsys: Captured, folder: Path):
+    disks = "".join(f"[domains.vm{number}.disks.vda]\nchian = []\n" for number in range(1000))
+    Path("spec.toml").write_text(f"version = 1\n{disks}")
+
+    code, out, err = call(capsys, "validate", "spec.toml")
+
+    assert (code, out) == (1, "")
+    lines = err.splitlines()
+    assert lines[0].startswith("spec.toml:2:")
+    assert len(lines) == 101
+    assert re.fullmatch(r"and \d+ more problems", lines[-1])

@@ -285,7 +285,12 @@ def test_a_held_disk_is_planned_and_left_alone_by_watch_and_apply(watcher: Watch
     disk = watcher.disk
     watcher.start()
     held = watcher.command("hold", "vm:vda", "--reason", "migration", "--until", "2h")
-    assert held.code == 0, held
+    assert (held.code, held.err) == (0, ""), held
+    other = watcher.command("hold", "vmm", "--reason", "a slip of the pen")
+    assert (other.code, other.err) == (
+        0,
+        "virt-chain: no watched domain or disk is called vmm; it is held all the same\n",
+    )
     disk.spec("b <- x")
     found = watcher.wait_for("held")
     assert "migration" in found["why"]
