@@ -185,6 +185,9 @@ def _walk(disk: DesiredDisk, here: _Here, chosen: Collection[str]) -> Walked:
             trust = replace(trust, formats={**found.formats, **trust.formats})
         if active:
             chain = images.walk(active, trust)
+            if state.unfinished is None:
+                names = {**_named_as_listed(disk, listed, chain), **state.names}
+                state = replace(state, names=names)
             chain = images.with_names(chain, state.names)
     except ReconcilerError as error:
         return Walked(disk, listed, state, chain, error=str(error), found=found, trust=trust)
@@ -192,6 +195,25 @@ def _walk(disk: DesiredDisk, here: _Here, chosen: Collection[str]) -> Walked:
     walked = Walked(disk, listed, state, chain, found=found, trust=trust, told=told)
     here.memory.keep(walked, here.moment)
     return walked
+
+
+def _named_as_listed(disk: DesiredDisk, listed: Sequence[Path], chain: Chain) -> dict[Path, Path]:
+    """
+    Files of the chain that the spec lists under another of their names.
+
+    A rename first gives the file its new name too (a hard link); a crash in
+    between and the loss of the state file leave it with both.
+    """
+    return {
+        image.path: path
+        for entry, path in zip(disk.chain, listed, strict=True)
+        if not entry.template and path not in chain and (there := images.identity(path))
+        for image in chain
+        if image.identity == there
+        and image.links == 2
+        and image.path.parent == path.parent
+        and image.path not in listed
+    }
 
 
 def _compared(one: Walked) -> Walked:

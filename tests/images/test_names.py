@@ -250,3 +250,46 @@ def test_two_names_of_one_image_are_one_image(disk: Disk, tmp_path: Path) -> Non
     plan = disk.plan()
 
     assert (plan.code, plan.steps) == (0, [])
+
+
+def test_a_file_that_the_spec_lists_by_its_other_name_gets_that_name_alone(disk: Disk) -> None:
+    """What a crash in a rename leaves, where the state file is lost, too."""
+    disk.chain({"b": B, "p": P, "x": X})
+    os.link(disk.path("p"), disk.images / "q.qcow2")
+    disk.spec("b <- q <- x")
+
+    assert disk.plan().steps == ["rename p to q"]
+    assert disk.apply().code == 0
+
+    disk.golden["q"] = disk.golden["p"]
+    assert_done(disk, "b <- q <- x", current="x", gone=["p"])
+    assert_quiet(disk)
+
+
+@pytest.mark.parametrize("why", ["a template", "three names", "another folder", "both are listed"])
+def test_a_second_name_stays_where_somebody_may_want_it(disk: Disk, why: str) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    other = disk.images / "q.qcow2"
+    if why == "another folder":
+        other = disk.root / "elsewhere" / "q.qcow2"
+        other.parent.mkdir()
+    os.link(disk.path("b" if why == "a template" else "p"), other)
+    if why == "three names":
+        os.link(other, disk.images / "r.qcow2")
+    listed = {
+        "a template": [other, disk.path("p")],
+        "both are listed": ["b.qcow2", "p.qcow2", other],
+    }
+    chain = listed.get(why, ["b.qcow2", other])
+    words = ", ".join(f'{{ file = "{one}" }}' for one in chain)
+    if why == "a template":
+        words = words.replace(" }", ", template = true }", 1)
+    disk.spec_file.write_text(
+        f'version = 1\ndefaults.directory = "{disk.images}"\n[domains.vm.disks.vda]\n'
+        f'chain = [{words}, {{ file = "x.qcow2" }}]\n'
+    )
+
+    said = disk.plan()
+
+    assert not any("rename" in step for step in said.steps), said
+    assert other.samefile(disk.path("b" if why == "a template" else "p"))
