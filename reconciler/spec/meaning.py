@@ -13,7 +13,7 @@ from reconciler.model.units import parse_size
 from reconciler.spec.document import Document, quote
 from reconciler.spec.overlay_names import fault
 from reconciler.spec.positions import KeyPath
-from reconciler.spec.rules import WrittenDisk, problems_between, problems_of
+from reconciler.spec.rules import RealPaths, WrittenDisk, problems_between, problems_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,7 @@ def meaning(
 
 def _read_disks(spec: Sequence[Document], problems: list[Problem]) -> Iterator[WrittenDisk]:
     defaults = _settings(spec, ("defaults",), problems)
+    real = RealPaths()
     documents: dict[str, list[Document]] = {}
     for document in spec:
         for name in document.data.get("domains", ()):
@@ -72,7 +73,7 @@ def _read_disks(spec: Sequence[Document], problems: list[Problem]) -> Iterator[W
             for target in domain.get("disks", ()):
                 path = ("domains", name, "disks", target)
                 own = _settings([document], path, problems)
-                yield _read_disk(document, path, domains[name] | own, problems)
+                yield _read_disk(document, path, domains[name] | own, real, problems)
 
 
 def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) -> Settings:
@@ -104,7 +105,11 @@ def _shown(value: object) -> str:
 
 
 def _read_disk(
-    document: Document, path: tuple[str, str, str, str], settings: Settings, problems: list[Problem]
+    document: Document,
+    path: tuple[str, str, str, str],
+    settings: Settings,
+    real: RealPaths,
+    problems: list[Problem],
 ) -> WrittenDisk:
     values = {key: setting.value for key, setting in settings.items()}
     directory = document.folder
@@ -125,7 +130,7 @@ def _read_disk(
         **{key: values[key] for key in _PLAIN if key in values},
     )
     return WrittenDisk(
-        disk, document, path, tuple(values.get("discard", ())), values.get("active", "")
+        disk, document, path, real, tuple(values.get("discard", ())), values.get("active", "")
     )
 
 

@@ -16,6 +16,7 @@ from reconciler.spec import schema
 from reconciler.spec.document import Document, read_document
 from reconciler.spec.meaning import meaning
 from reconciler.spec.positions import KeyPath
+from reconciler.spec.rules import RealPaths
 
 Version = tuple[int, ...]
 Known = dict[Path, tuple[Version, Document, tuple[Problem, ...]]]
@@ -86,13 +87,14 @@ def _read_spec(
     documents = []
     found: list[Problem] = []
     domains = False
+    real = RealPaths()
     try:
         files = spec_files(path, texts)
     except SpecError as error:
         problems += error.problems
         return []
     for file in files:
-        identity = os.path.realpath(file)
+        identity = real(str(file))
         if identity in seen:
             found.append(_problem(file, "this file is given twice; name it once"))
             continue
@@ -153,20 +155,24 @@ def spec_files(path: Path, texts: Mapping[Path, str] | None = None) -> list[Path
         return [path]
     try:
         coming = {file.name for file in texts or () if os.path.realpath(path) == str(file.parent)}
-        names = sorted({*os.listdir(path), *coming})
+        with os.scandir(path) as entries:
+            there = {one.name for one in entries if one.name[0] != "." and _is_spec(one)}
     except OSError as error:
         what = f"the folder cannot be read: {error.strerror}; make it readable"
         raise SpecError([_problem(path, what)]) from error
-    files = [path / name for name in names if name.endswith(".toml") and name[0] != "."]
-    files = [
-        file
-        for file in files
-        if file.name in coming or file.is_file() or (file.is_symlink() and not file.is_dir())
-    ]
+    files = [path / name for name in sorted(there | coming) if name.endswith(".toml")]
     if not files:
         what = "the folder has no *.toml files; write one, or name another folder"
         raise SpecError([_problem(path, what)])
     return files
+
+
+def _is_spec(entry: os.DirEntry[str]) -> bool:
+    """True for a file, and for a link that leads nowhere: reading it tells why."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
+    except OSError:  # a loop of links
+        return True
 
 
 def _problem(path: Path, what: str) -> Problem:

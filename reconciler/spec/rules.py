@@ -13,6 +13,22 @@ from reconciler.spec.document import Document, quote, where_of
 from reconciler.spec.positions import KeyPath
 
 
+class RealPaths:
+    """Resolves links; a thousand files in one folder ask about that folder once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        """*path* with every link resolved; it need not exist."""
+        folder, name = os.path.split(path)
+        if name in ("", "..") or os.path.islink(path):
+            return os.path.realpath(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)
+
+
 @dataclass(frozen=True)
 class WrittenDisk:
     """
@@ -20,19 +36,21 @@ class WrittenDisk:
 
     Attributes:
         path: The key of the disk in its document.
+        real: Resolves links.
         discard, active_name: The file names as the user wrote them.
     """
 
     disk: DesiredDisk
     document: Document
     path: KeyPath
+    real: RealPaths
     discard: tuple[str, ...] = ()
     active_name: str = ""
 
     @cached_property
     def files(self) -> tuple[str, ...]:
         """The files of the chain with every link resolved, to tell one under two names."""
-        return tuple(os.path.realpath(entry.path) for entry in self.disk.chain)
+        return tuple(self.real(str(entry.path)) for entry in self.disk.chain)
 
     @property
     def active(self) -> Entry:
@@ -128,7 +146,7 @@ def templates_are_restore_points(written: WrittenDisk) -> Iterator[Problem]:
 def discarded_images_are_unlisted(written: WrittenDisk) -> Iterator[Problem]:
     """An image is kept or thrown away."""
     for index, path in enumerate(written.disk.discard):
-        if os.path.realpath(path) in written.files:
+        if written.real(str(path)) in written.files:
             what = f"{quote(written.discard[index])} is in the chain too"
             advice = "take it out of discard to keep it, or out of chain to throw it away"
             yield written.problem(("discard", index), f"{what}; {advice}")
