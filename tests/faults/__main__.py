@@ -40,7 +40,7 @@ def main() -> int:
                 print(f"refused: {result.refused}")
 
     if given.repeat:
-        died = repeat(given.repeat, told)
+        died = repeat([given.repeat], told)
     else:
         until = time.monotonic() + given.minutes * 60
         order = Order(given.seed, step=given.jobs, until=until, kinds=tuple(given.kinds))

@@ -49,6 +49,8 @@ class Order:
         step: From one case to the next; each worker has its own.
         until: Wall clock (monotonic) at which no further run begins; 0: never.
         wrong: A way in which virt-chain is broken on purpose, by its name.
+        only: Names of runs of one case, which are played once more; where virt-chain
+            is broken on purpose, the first loss is enough.
     """
 
     seed: int
@@ -60,7 +62,7 @@ class Order:
     runs: int = PER_CASE
     exhaustive: int = EXHAUSTIVE
     wrong: str = ""
-    only: str = ""
+    only: tuple[str, ...] = ()
     folder: str = ""
 
 
@@ -88,14 +90,7 @@ def work(order: Order) -> Iterator[Result]:
             return Scene(name, Disk(folder / "disk"), striker, folder / "saved")
 
         if order.only:
-            name, word, number = order.only.split(":")
-            scene = scene_of(name)
-            scene.build()
-            problems = count(scene)
-            if word == "undisturbed":
-                yield Result(order.only, word, problems=problems)
-            else:
-                yield Run(scene, KINDS[word], int(number)).play()
+            yield from again(scene_of(order.only[0].split(":")[0]), order)
             return
         chosen = [KINDS[name] for name in order.kinds or KINDS]
         chosen = [kind for kind in chosen if mounted or kind.world not in MOUNTED]
@@ -112,6 +107,21 @@ def work(order: Order) -> Iterator[Result]:
                 if _late(order):
                     return
                 yield Run(scene, kind, at).play()
+
+
+def again(scene: Scene, order: Order) -> Iterator[Result]:
+    """The runs that *order* names, on one *scene*."""
+    scene.build()
+    problems = count(scene)
+    for run in order.only:
+        _, word, number = run.split(":")
+        if word == "undisturbed":
+            result = Result(run, word, problems=problems)
+        else:
+            result = Run(scene, KINDS[word], int(number)).play()
+        yield result
+        if order.wrong and "loss" in dict(result.problems):
+            return
 
 
 def _late(order: Order) -> bool:
@@ -204,11 +214,11 @@ def be_worker(text: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     end_with_parent()
     data = json.loads(text)
-    data["kinds"] = tuple(data["kinds"])
+    data["kinds"], data["only"] = tuple(data["kinds"]), tuple(data["only"])
     for result in work(Order(**data)):
         print(json.dumps(asdict(result)), flush=True)
 
 
-def repeat(name: str, told: Told, broken: str = "") -> list[str]:
-    """Play the run *name* once more."""
-    return play([Order(0, only=name, wrong=broken)], told)
+def repeat(names: Sequence[str], told: Told, broken: str = "") -> list[str]:
+    """Play the runs *names*, all of one case, once more."""
+    return play([Order(0, only=tuple(names), wrong=broken)], told)
