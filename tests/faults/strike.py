@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import importlib
 import io
 import mmap
 import os
-import pkgutil
 import resource
 import shutil
 import signal
@@ -29,6 +27,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
+
+from tests.forked import load_all
 
 SOURCE = Path(__file__).with_name("strike.c")
 LIBRARY = "STRIKE_LIBRARY"
@@ -148,7 +148,7 @@ class Striker:
         self.ended: dict[int, int] = {}
         """Exit codes of children that ended while another was waited for."""
         folder.mkdir(parents=True, exist_ok=True)
-        _load_all()
+        load_all()
         # orphaned tools become children of this process, so that it can wait for them
         assert _prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0
 
@@ -287,19 +287,6 @@ class Striker:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         path.unlink(missing_ok=True)
         return text
-
-
-def _load_all() -> None:
-    """Import what virt-chain imports, once for all runs."""
-    import jsonschema  # noqa: F401
-    import rich.progress  # noqa: F401
-    import tomlkit  # noqa: F401
-
-    import reconciler
-
-    for module in pkgutil.walk_packages(reconciler.__path__, "reconciler."):
-        if module.name not in ("reconciler.__main__", "reconciler.tools.hypervisor"):
-            importlib.import_module(module.name)
 
 
 def _at(control: mmap.mmap, index: int) -> int:

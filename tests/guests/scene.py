@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import forked
 from tests.guests.guest import Guest
 from tests.guests.killing import Run
 from tests.guests.records import records_in
@@ -38,12 +39,14 @@ class Scene:
 
     def argv(self, *words: str) -> list[str]:
         """The command line of ``virt-chain WORDS`` on the spec."""
-        state = str(self.world.images / "state")
-        return [*COMMAND, *words, "--state-dir", state, str(self.spec)]
+        return [*COMMAND, *self.words(*words)]
+
+    def words(self, *words: str) -> list[str]:
+        """Those of ``virt-chain WORDS`` on the spec."""
+        return [*words, "--state-dir", str(self.world.images / "state"), str(self.spec)]
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        argv = self.argv(*words)
-        return subprocess.run(argv, text=True, capture_output=True, check=False, timeout=40)
+        return forked.run(self.words(*words), timeout=40)
 
     def run_killed(self, at: int, *words: str) -> Run:
         """Run ``virt-chain WORDS`` and kill it before its step *at*."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.guests.domain_xml import DiskSource
-from tests.guests.scene import COMMAND, Scene, grown
+from tests.guests.scene import Scene, grown
 from tests.guests.world import World
 
 Done = subprocess.CompletedProcess[str]
@@ -29,17 +30,7 @@ def call(world: World, *words: str | Path, uri: bool = False) -> Done:
     environment.pop("LIBVIRT_DEFAULT_URI", None)
     if uri:
         environment["LIBVIRT_DEFAULT_URI"] = world.uri
-    argv = [*COMMAND, *map(str, words)]
-    return subprocess.run(
-        argv,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=40,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        cwd=world.images,
-    )
+    return forked.run(words, environment=environment, folder=world.images, timeout=40)
 
 
 def qcow2(world: World, name: str, on: str | None = None) -> Path:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
 
-from tests.guests.scene import COMMAND, Scene, grown
+from tests.guests.scene import Scene, grown
+from tests.images.disks import command
 
 
 def status(scene: Scene) -> dict[str, object]:
-    argv = [*COMMAND, "status", "--json", "--state-dir", str(scene.world.images / "state")]
-    told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=40)
-    data: dict[str, object] = json.loads(told.stdout)
+    told = command("status", "--json", "--state-dir", scene.world.images / "state")
+    data: dict[str, object] = told.data
     return data
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -562,7 +563,12 @@ def limit_file_size(disk: Disk, case: Case) -> None:
     case.prepare(disk)
     most = max(disk.path(name).stat().st_size for name in list(case.images)[1:])
     outcome = process(
-        "apply", "-y", "--state-dir", disk.state, disk.spec_file, limits=[f"--fsize={most}"]
+        "apply",
+        "-y",
+        "--state-dir",
+        disk.state,
+        disk.spec_file,
+        limits={resource.RLIMIT_FSIZE: most},
     )
 
     assert outcome.code == 1, outcome

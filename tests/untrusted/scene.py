@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from tests.images.disks import Disk, Outcome, process, tool
 
 SECRET = "the-canary-sang-at-dawn"
-LIMITS = ("--as=1073741824",)
+LIMITS = {resource.RLIMIT_AS: 1 << 30}
 """1 GiB of address space, for virt-chain and all that it starts."""
 SECONDS = 30
 """Most seconds that the command may take on any input."""
@@ -158,9 +159,9 @@ class Scene:
         return traced(self.root, *self.words(verb, *words))
 
 
-def bounded(*words: str | Path, **options: object) -> Outcome:
+def bounded(*words: str | Path, umask: int | None = None) -> Outcome:
     """``virt-chain WORDS`` within 1 GiB and 30 s; what it prints is clean."""
-    outcome = process(*words, limits=LIMITS, timeout=SECONDS, **options)
+    outcome = process(*words, umask=umask, limits=LIMITS, timeout=SECONDS)
     assert_clean(outcome)
     return outcome
 
@@ -168,7 +169,9 @@ def bounded(*words: str | Path, **options: object) -> Outcome:
 def traced(root: Path, *words: str | Path) -> Traced:
     """``virt-chain WORDS`` under strace: every file that any of its processes opened."""
     log = root / "strace.log"
-    tracing = ("-f", "-qq", "-s", "4096", "-e", "trace=open,openat,connect,execve", "-o", log)
+    calls = "trace=open,openat,connect,execve"
+    # a filter in the kernel: only these calls stop the process
+    tracing = ("-f", "--seccomp-bpf", "-qq", "-s", "4096", "-e", calls, "-o", log)
     outcome = process(*words, tracer=("strace", *map(os.fspath, tracing)))
     assert_clean(outcome)
     opened, ran, connected = set(), set(), []
