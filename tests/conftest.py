@@ -1,4 +1,4 @@
-"""What all tests share: no config of the host that they run on."""
+"""What all tests share: no config of the host that they run on, and one command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import build_once
+
+build_once()
 _config = Path(tempfile.mkdtemp(prefix="virt-chain-tests-")) / "config.toml"
 _config.touch(mode=0o600)
 os.environ["VIRT_CHAIN_CONFIG"] = str(_config)

@@ -48,7 +48,7 @@ def test_a_changed_spec_is_applied(watcher: Watcher, poll: tuple[str, ...]) -> N
 def test_nothing_is_said_when_nothing_happens(watcher: Watcher) -> None:
     watcher.start(interval="1s")
     first = watcher.status()["last_pass"]
-    until(lambda: watcher.status()["last_pass"] > first, "another pass")
+    until(lambda: watcher.told()["last_pass"] > first, "another pass")
 
     assert [one["event"] for one in watcher.lines()] == ["start"]
 
@@ -183,9 +183,9 @@ def test_a_bad_spec_leaves_everything_and_is_said_once(watcher: Watcher) -> None
     disk = watcher.disk
     good = disk.spec_file.read_text()
     disk.spec_file.write_text(good.replace("version = 1", "version = 1\nchian = 2"))
-    until(lambda: watcher.status().get("problem"), "the bad spec")
+    until(lambda: watcher.told().get("problem"), "the bad spec")
     seen = watcher.status()["last_pass"]
-    until(lambda: watcher.status()["last_pass"] > seen, "one more pass")
+    until(lambda: watcher.told()["last_pass"] > seen, "one more pass")
     spec = watcher.said("spec")
     assert len(spec) == 2, spec
     assert f"{disk.spec_file}:2:1" in spec[0]
@@ -346,7 +346,7 @@ def test_a_disk_that_fails_is_suspended_and_the_others_go_on(watcher: Watcher) -
         watcher.start()
         found = watcher.wait_for("suspended", "other:vda")
         watcher.wait_chain("b", "p", "x")
-        first = until(lambda: watcher.status()["disks"]["other:vda"]["why"], "why")
+        first = until(lambda: watcher.told()["disks"]["other:vda"]["why"], "why")
         assert "failed once" in first
         assert found["command"] == "virt-chain release other:vda"
         assert watcher.command("status", "--check").code == 1
@@ -434,7 +434,7 @@ def test_lines_for_the_journal_have_priorities(watcher: Watcher) -> None:
     watcher.environment = {"JOURNAL_STREAM": "8:1"}
     watcher.start()
     watcher.disk.spec_file.write_text("version = 2")
-    until(lambda: watcher.status().get("problem"), "the bad spec")
+    until(lambda: watcher.told().get("problem"), "the bad spec")
 
     lines = watcher.log.read_text().splitlines()
     assert lines[0].startswith("<6>watches ")

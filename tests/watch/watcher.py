@@ -12,19 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reconciler.engine.state import StateFolder
+from reconciler.watch.status import collect
 from tests.images.disks import EXECUTABLE, Disk, Outcome, command
 
 LONG = 40.0
 """Seconds after which something that should have happened is given up on; it takes far less."""
 
 
-def until(happened: Callable[[], Any], what: str, seconds: float = LONG) -> Any:
-    """What *happened* returns, as soon as that is true."""
+def until(happened: Callable[[], Any], what: str | Callable[[], str], seconds: float = LONG) -> Any:
+    """What *happened* returns, as soon as that is true; *what* is told where it never is."""
     end = time.monotonic() + seconds
     while True:
         if found := happened():
             return found
-        assert time.monotonic() < end, f"never: {what}"
+        assert time.monotonic() < end, f"never: {what if isinstance(what, str) else what()}"
         time.sleep(0.02)
 
 
@@ -55,13 +57,17 @@ class Watcher:
                 env=env,
             )
         self.processes.append(process)
-        until(lambda: self.status().get("pid") == process.pid, self.said())
+        until(lambda: self.told().get("pid") == process.pid, lambda: f"{self.said()}")
         return process
 
     def status(self) -> dict[str, Any]:
         """The data of ``virt-chain status --json``."""
         told: dict[str, Any] = self.command("status", "--json").data
         return told
+
+    def told(self) -> dict[str, Any]:
+        """The same data, for those who look again and again: the command takes far longer."""
+        return collect(StateFolder(self.disk.state))
 
     def kind(self, label: str = "vm:vda") -> str | None:
         """What is with a disk, as the status has it."""
@@ -70,7 +76,12 @@ class Watcher:
 
     def wait_for(self, kind: str, label: str = "vm:vda") -> dict[str, Any]:
         """The status of a disk, once it is of that kind."""
-        until(lambda: self.kind(label) == kind, f"{label} {kind}; it is {self.status()}")
+
+        def there() -> bool:
+            found = self.told()["disks"].get(label)
+            return bool(found and found["kind"] == kind)
+
+        until(there, lambda: f"{label} {kind}; it is {self.status()}")
         found: dict[str, Any] = self.status()["disks"][label]
         return found
 
@@ -79,10 +90,10 @@ class Watcher:
         chain = " <- ".join(names) + "*"
 
         def there() -> bool:
-            found = self.status()["disks"].get("vm:vda")
+            found = self.told()["disks"].get("vm:vda")
             return bool(found and found["kind"] == "in force" and found["chain"] == chain)
 
-        until(there, f"{chain}; it is {self.status()}, and it said {self.said()}")
+        until(there, lambda: f"{chain}; it is {self.status()}, and it said {self.said()}")
 
     def command(self, *words: str | Path) -> Outcome:
         """``virt-chain WORDS`` with the state directory of the watch."""
