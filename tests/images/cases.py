@@ -47,7 +47,8 @@ class Case:
         disk.chain(self.images, **self.build)
         for name, (on, text) in self.beside.items():
             disk.add(name, text, on=on)
-        disk.keep()
+        if self.beside:
+            disk.keep()
         self.write_spec(disk, self.chain)
 
     def write_spec(self, disk: Disk, chain: str, **keys: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,14 +39,29 @@ HOMES = {
 }
 
 
-def imports() -> Iterator[tuple[Path, str]]:
-    for file in sorted(ROOT.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                for name in node.names:
-                    yield file.relative_to(ROOT), name.name
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield file.relative_to(ROOT), node.module
+@functools.cache
+def nodes() -> tuple[tuple[Path, ast.AST], ...]:
+    """Every node of every module."""
+    return tuple(
+        (file, node)
+        for file in sorted(ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+    )
+
+
+@functools.cache
+def imports() -> tuple[tuple[Path, str], ...]:
+    """Each module and what it imports."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[tuple[Path, str]]:
+    for file, node in nodes():
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield file.relative_to(ROOT), name.name
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield file.relative_to(ROOT), node.module
 
 
 def test_every_module_lies_in_a_room():
@@ -76,8 +92,7 @@ def test_only_one_module_starts_programs():
     starters = {file.name for file, module in imports() if module == "subprocess"}
     calls = {
         file.name
-        for file in ROOT.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for file, node in nodes()
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("os.system", "os.popen", "os.fork", "os.execv", "os.spawnv")
     }
