@@ -7,10 +7,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.forked import build_once
 
 build_once()
+# a pause of a busy machine is no finding
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 _config = Path(tempfile.mkdtemp(prefix="virt-chain-tests-")) / "config.toml"
 _config.touch(mode=0o600)
 os.environ["VIRT_CHAIN_CONFIG"] = str(_config)
