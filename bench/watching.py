@@ -105,6 +105,7 @@ def _edit(scratch: Path, watch: subprocess.Popen[bytes], number: int) -> float:
     """Seconds from a snapshot more in one spec until its step begins."""
     log = scratch / "watch.log"
     names = [f"vm{number}_{level}" for level in (1, 2, 3, 4)]
+    time.sleep(0.5)  # the watch has nothing to do when somebody saves a file
     seen = len(_steps(log))
     done = _passes(scratch)
     saved = _write(scratch / "specs", scratch / "images", number, names)

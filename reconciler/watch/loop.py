@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import time
@@ -63,10 +64,12 @@ class Loop:
                 say=lambda text: voice.tell("files", text, bad=True),
             )
             seen.start()
+            gc.disable()  # in the middle of a pass over a thousand disks it takes 0.2 s
             try:
                 notify("READY=1")
                 self._rounds(seen)
             finally:
+                gc.enable()
                 notify("STOPPING=1")
                 seen.stop()
             voice.tell("stop", "stopped as asked")
@@ -78,6 +81,7 @@ class Loop:
             latest = datetime.now(UTC) + timedelta(seconds=self._pause())
             due = self.passes.due(latest)
             notify("WATCHDOG=1", f"STATUS={self._summary()}")
+            gc.collect()
             self._wait(due)
 
     def _wait(self, due: datetime) -> None:

@@ -208,9 +208,9 @@ class Passes:
         chosen = self.asked.choose(spec)
         if before is None or self._quiet is None or not before.differs_in_spec(self._quiet):
             return chosen
-        known = {disk.label: _digest(disk) for disk in self._quiet.spec.disks}
+        known = {disk.label: disk for disk in self._quiet.spec.disks}
         every = spec.disks if chosen is None else chosen
-        return [disk for disk in every if known.get(disk.label) != _digest(disk)]
+        return [disk for disk in every if known.get(disk.label) != disk]
 
     def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
         """What keeps a disk from being changed now; None: nothing does."""

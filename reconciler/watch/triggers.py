@@ -14,7 +14,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.polling import PollingObserver
 
-QUIET = 0.15
+QUIET = 0.1
 """Seconds without a further trigger after which a burst is over."""
 LONGEST_BURST = 2.0
 """Seconds after which a burst without an end leads to a pass, too."""
