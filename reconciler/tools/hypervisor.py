@@ -130,6 +130,8 @@ class Hypervisor:
     _connection: libvirt.virConnect
     _binding: Any
     _woken: threading.Event = field(default_factory=threading.Event)
+    _events: list[int] = field(default_factory=list)
+    _closed: Callable[[], None] = lambda: None
 
     @classmethod
     def open(cls, uri: str) -> Hypervisor:
@@ -147,10 +149,26 @@ class Hypervisor:
         made._able()
         made._wait_reconnected()
         with suppress(binding.libvirtError):
-            connection.domainEventRegisterAny(
-                None, binding.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, made._job_event, None
-            )
+            made._on(binding.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, made._job_event)
         return made
+
+    def _on(self, kind: int, event: Callable[..., None]) -> None:
+        self._events.append(self._connection.domainEventRegisterAny(None, kind, event, None))
+
+    def let_go(self) -> None:
+        """
+        Hear no more events from a libvirtd that has ended, and tell who wanted them.
+
+        Each one keeps the connection, and with it a socket, open for ever.  Whoever
+        is still at work with the connection keeps it until then.
+        """
+        binding = self._binding
+        while self._events:
+            with suppress(binding.libvirtError):  # done on this side, and there is no other
+                self._connection.domainEventDeregisterAny(self._events.pop())
+        with suppress(binding.libvirtError):
+            self._connection.unregisterCloseCallback()
+        self._closed()
 
     def _able(self) -> None:
         """
@@ -190,15 +208,26 @@ class Hypervisor:
         except self._binding.libvirtError:
             return False
 
-    def on_lifecycle(self, told: Callable[[str], None]) -> None:
-        """Call *told* with the name of each domain that starts, stops, or is defined anew."""
+    def on_lifecycle(self, told: Callable[[str], None], closed: Callable[[], None]) -> None:
+        """
+        Call *told* with the name of each domain that starts, stops, or is defined anew.
+
+        Args:
+            closed: Called, once or twice, when libvirtd has ended and no more events come.
+        """
 
         def event(_connection: Any, domain: libvirt.virDomain, *_: object) -> None:
             told(domain.name())
 
+        def close(*_: object) -> None:
+            closed()
+
+        self._closed = closed
+        with suppress(self._binding.libvirtError):  # an embedded driver ends with this process
+            self._connection.registerCloseCallback(close, None)
+        # the last call: it fails where libvirtd has ended before
         with _told(f"events of {self.uri}"):
-            kind = self._binding.VIR_DOMAIN_EVENT_ID_LIFECYCLE
-            self._connection.domainEventRegisterAny(None, kind, event, None)
+            self._on(self._binding.VIR_DOMAIN_EVENT_ID_LIFECYCLE, event)
 
     def _job_event(self, *_: object) -> None:
         self._woken.set()
@@ -567,6 +596,7 @@ def _state(binding: Any, handle: libvirt.virDomain) -> DomainState:
 
 
 _connections: dict[str, Hypervisor] = {}
+_connecting = threading.Lock()
 
 
 def connect(uri: str) -> Hypervisor:
@@ -576,7 +606,11 @@ def connect(uri: str) -> Hypervisor:
     Raises:
         HypervisorError: There is no binding, or libvirt refuses.
     """
-    known = _connections.get(uri)
-    if known is None or not known.alive():
-        _connections[uri] = known = Hypervisor.open(uri)
-    return known
+    with _connecting:
+        known = _connections.get(uri)
+        if known is not None and not known.alive():
+            _connections.pop(uri).let_go()
+            known = None
+        if known is None:
+            _connections[uri] = known = Hypervisor.open(uri)
+        return known

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop, handling
@@ -24,8 +26,14 @@ from reconciler.watch.passes import Passes
 from reconciler.watch.status import lock_file
 from reconciler.watch.triggers import Files, Trigger
 
+if TYPE_CHECKING:
+    from reconciler.tools.hypervisor import Hypervisor
+
 JITTER = 0.1
 """Part of the interval by which a pass may come earlier or later, so that hosts do not meet."""
+
+RETRY = 5.0
+"""Seconds until a libvirtd that did not answer is asked again: what happens there is not heard."""
 
 PATIENCE = 0.4
 """Seconds to wait for the lock of a watch: `status` has it for a moment, too."""
@@ -39,7 +47,8 @@ class Loop:
     stop: Stop
     poll: bool = False
     _trigger: Trigger = field(default_factory=Trigger)
-    _hosts: dict[str, int] = field(default_factory=dict)
+    _hosts: dict[str, Hypervisor] = field(default_factory=dict)
+    _deaf: bool = False
 
     def run(self, watched: Sequence[Path]) -> None:
         """
@@ -96,6 +105,8 @@ class Loop:
 
     def _pause(self) -> float:
         interval = self.passes.asked.interval
+        if self._deaf:
+            interval = min(interval, RETRY)
         return interval * (1 + random.uniform(-JITTER, JITTER))  # noqa: S311 - no secret
 
     def _summary(self) -> str:
@@ -104,16 +115,21 @@ class Loop:
 
     def _listen(self, spec: Spec) -> None:
         """Let domains that start or stop trigger a pass, on each connection that answers."""
+        self._deaf = False
         for uri in dict.fromkeys(disk.connection for disk in spec.disks if disk.connection):
             from reconciler.tools.hypervisor import connect  # takes a while, for libvirt alone
 
             try:
                 host = connect(uri)
-                if self._hosts.get(uri) != id(host):
-                    host.on_lifecycle(self._domain_event)
-                    self._hosts[uri] = id(host)
+                if self._hosts.get(uri) is not host:
+                    host.on_lifecycle(self._domain_event, partial(self._connection_lost, uri))
+                    self._hosts[uri] = host
             except HypervisorError:
                 self._hosts.pop(uri, None)  # the look says why
+                self._deaf = True
+
+    def _connection_lost(self, uri: str) -> None:
+        self._trigger.fire(f"the connection to {uri} was lost")
 
     def _domain_event(self, name: str) -> None:
         self._trigger.fire(f"the domain {name} changed")

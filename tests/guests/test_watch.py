@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.guests.scene import Scene, grown
 from tests.images.disks import command
@@ -29,24 +31,31 @@ def wait_for(scene: Scene, kind: str, chain: str) -> None:
         time.sleep(0.1)
 
 
-def test_a_guest_that_stops_gets_its_deferred_steps(scene: Scene) -> None:
-    grown(scene, "mon", "tue", "wed")
+@contextmanager
+def watching(scene: Scene) -> Iterator[subprocess.Popen[bytes]]:
+    """A watch whose clock never comes; it ends well at the end."""
     log = scene.world.images / "watch.log"
+    argv = scene.argv("watch", "--interval", "1h")
     with log.open("wb") as out:
-        argv = scene.argv("watch", "--interval", "1h")
         watch = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ})
     try:
+        yield watch
+        watch.send_signal(signal.SIGTERM)
+        assert watch.wait(30) == 0, log.read_text()
+    finally:
+        watch.kill()
+        watch.wait()
+
+
+def test_a_guest_that_stops_gets_its_deferred_steps(scene: Scene) -> None:
+    grown(scene, "mon", "tue", "wed")
+    with watching(scene):
         wait_for(scene, "in force", "base <- mon <- tue <- wed*")
         scene.want(vda="base <- tue <- wed")
         wait_for(scene, "deferred", "base <- tue <- wed*")
         assert scene.path("mon").exists()
         scene.guest.say_stop(30)
         wait_for(scene, "in force", "base <- tue <- wed*")
-        watch.send_signal(signal.SIGTERM)
-        assert watch.wait(30) == 0, log.read_text()
-    finally:
-        watch.kill()
-        watch.wait()
 
     assert scene.files() == {"base", "tue", "wed"}
     scene.world.boot("web")
