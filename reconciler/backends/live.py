@@ -18,7 +18,7 @@ from typing import ClassVar, assert_never
 from reconciler.backends.offline import Offline, WrongContent, is_relative
 from reconciler.backends.together import Quiesce, Together
 from reconciler.model.domain import Source
-from reconciler.model.errors import StaleChain
+from reconciler.model.errors import HypervisorError, StaleChain
 from reconciler.model.extents import ranges
 from reconciler.model.image import Chain, Image
 from reconciler.model.steps import (
@@ -38,6 +38,9 @@ from reconciler.tools.hypervisor import Hypervisor
 
 SETTLING = 5.0
 """Seconds that libvirt may take, after a job has ended, until its XML says so."""
+
+OFF = "shut the guest off, then apply again"
+"""What is left to the operator where libvirt has lost track of a guest."""
 
 
 def _nothing(_: Sequence[Path]) -> None:
@@ -115,9 +118,10 @@ class Live(Offline):
             qemuimg.check(image.path, shared=True)
 
     def settle(self) -> None:
-        """Make durable what an interrupted job has left in QEMU's memory."""
+        """Make durable what an interrupted job has left in QEMU's memory, and known to libvirt."""
         domain = self._host.domain(self.domain)
         if domain is not None and domain.state == "running":
+            self._catch_up()
             self._host.flush(self.domain)
 
     def mend(self, step: Step, chain: Chain) -> None:
@@ -147,6 +151,52 @@ class Live(Offline):
                 return os.fspath(path)
         raise StaleChain(f"{image.path} is not among the images that {self.domain} has open")
 
+    def _catch_up(self) -> None:
+        """
+        Let libvirt see the end of a merge that it was killed in the middle of noticing.
+
+        It dismisses a job in QEMU before it saves what the job has led to; killed in
+        between, it goes on with the old chain.  A pull down to the image that is
+        directly below by now moves nothing and writes the same header again, and
+        libvirt takes out of its books what is not below any more.
+
+        Raises:
+            StaleChain: That did not help.
+
+        Source: libvirt 9.0, src/qemu/qemu_blockjob.c, qemuBlockJobEventProcessConcluded
+        and qemuBlockJobRefreshJobs; QEMU 7.2, block/stream.c, stream_run.
+        """
+        if self._host.job(self.domain, self.target) is not None:
+            return
+        chain = self._missed()
+        if chain is None:
+            return
+        active, below = chain.images[-1], chain.images[:-1]
+        try:
+            self._host.pull(
+                self.domain,
+                self.target,
+                self._spelled(below[-1]) if below else None,
+                relative=is_relative(active),
+                bandwidth=None,
+            )
+            self._wait()
+        except HypervisorError as error:
+            raise StaleChain(
+                f"libvirt does not see that the chain is {chain}: {error}; {OFF}"
+            ) from error
+        until = time.monotonic() + SETTLING
+        while self._missed() is not None:
+            if time.monotonic() > until:
+                raise StaleChain(f"libvirt does not see that the chain is {chain}; {OFF}")
+            time.sleep(0.02)
+
+    def _missed(self) -> Chain | None:
+        """The chain, where libvirt still has images in it that were merged; else None."""
+        source = self._source()
+        chain = self.observe(source.path)
+        return chain if source.whole and images.behind(source.named, chain) else None
+
     # Steps
 
     def _snapshot(self, step: Create, chain: Chain) -> Together:
@@ -154,9 +204,7 @@ class Live(Offline):
         active = chain.images[-1]
         if images.backing_of(step.image) == (active.second or active.path):
             if not files.written_by_other(active.second or active.path):
-                raise StaleChain(
-                    f"{step.image} may be in use; shut the guest off, then apply again"
-                )
+                raise StaleChain(f"{step.image} may be in use; {OFF}")
             step.image.unlink()  # made before an interruption, and never in use
         self._create(step, chain)
         return Together(

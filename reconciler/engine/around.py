@@ -53,8 +53,8 @@ class Found:
 
         Args:
             overlays: Images that stand on the active image of *chain*.
-            ours: Steps of ours were interrupted, so that a definition which is behind
-                is known to be; `apply` corrects it.
+            ours: Steps of ours were interrupted, so that XML which is behind is known
+                to be; `apply` corrects it.
         """
         if not self.domain.on or self.job is not None:
             return None
@@ -65,9 +65,10 @@ class Found:
         for path in suspects:
             if files.written_by_other(path):
                 return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
-        told = [images.identity(path) for path in (self.path, *self.source.backing)]
-        if self.source.whole and told[::-1] != [image.identity for image in chain]:
-            names = " <- ".join(path.name for path in reversed((self.path, *self.source.backing)))
+        told = [images.identity(path) for path in self.source.named]
+        differs = self.source.whole and told != [image.identity for image in chain]
+        if differs and not (ours and images.behind(self.source.named, chain)):
+            names = " <- ".join(path.name for path in self.source.named)
             return f"libvirt says that {name} uses {names}, and the headers say {chain}; {ways}"
         later = self.domain.persistent.get(self.target)
         if ours or later is None or later.path is None or _same(later.path, self.path):
@@ -141,28 +142,42 @@ class Around:
                 f"{uri} has no domain {disk.domain} (it has: {known})",
                 "define it, or leave `connection` out to work on images alone",
             )
-        source = domain.disks.get(disk.target)
-        if source is None:
-            raise Refused(
-                f"the domain {domain.name} has no disk {disk.target} "
-                f"(it has: {', '.join(domain.disks) or 'none'})",
-                "write one of these targets",
-            )
-        if source.kind != "file" or source.path is None:
-            raise Refused(
-                f"{disk.label} is a disk of type {source.kind}, and only disks in files are "
-                "handled",
-                "take it off the spec",
-            )
-        if source.special is not None:
-            raise Refused(
-                f"{disk.label} is a {source.special} disk, and its image has to stay the one it is",
-                f"take it off the spec, or <{source.special}/> out of the domain",
-            )
+        source, path = _in_a_file(domain, disk)
         host = _connect(uri)
         job = host.job(domain.name, disk.target) if domain.on else None
+        if domain.on and job is None:
+            # one that ran when all domains were read may have ended: XML read now is its outcome
+            domain = host.domain(domain.name) or domain
+            source, path = _in_a_file(domain, disk)
         snapshots = host.snapshots(domain.name)
-        return Found(host, domain, disk.target, source, source.path, job, snapshots)
+        return Found(host, domain, disk.target, source, path, job, snapshots)
+
+
+def _in_a_file(domain: Domain, disk: DesiredDisk) -> tuple[Source, Path]:
+    """
+    *disk* in the XML, and its image.
+
+    Raises:
+        Refused: There is no such disk, or it is none that is handled.
+    """
+    source = domain.disks.get(disk.target)
+    if source is None:
+        raise Refused(
+            f"the domain {domain.name} has no disk {disk.target} "
+            f"(it has: {', '.join(domain.disks) or 'none'})",
+            "write one of these targets",
+        )
+    if source.kind != "file" or source.path is None:
+        raise Refused(
+            f"{disk.label} is a disk of type {source.kind}, and only disks in files are handled",
+            "take it off the spec",
+        )
+    if source.special is not None:
+        raise Refused(
+            f"{disk.label} is a {source.special} disk, and its image has to stay the one it is",
+            f"take it off the spec, or <{source.special}/> out of the domain",
+        )
+    return source, source.path
 
 
 def _same(one: Path, other: Path) -> bool:

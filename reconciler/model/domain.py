@@ -52,6 +52,11 @@ class Source:
     ready: bool = False
     special: str | None = None
 
+    @property
+    def named(self) -> tuple[Path, ...]:
+        """Every image that the XML names, base first."""
+        return () if self.path is None else (*reversed(self.backing), self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Domain:

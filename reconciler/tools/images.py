@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -291,6 +291,18 @@ def confirm(chain: Chain) -> None:
             f"QEMU reads the chain of {chain.active.path} as "
             f"{' <- '.join(name for name, _ in told)}, its headers say {chain}"
         )
+
+
+def behind(named: Sequence[Path], chain: Chain) -> bool:
+    """
+    True where *named*, base first, is *chain* with more images directly below the active one.
+
+    So a chain looks to whoever has missed the end of a merge.
+    """
+    there = [identity(path) for path in named]
+    known = [image.identity for image in chain]
+    below = known[:-1]
+    return bool(known) and len(there) > len(known) and [*there[: len(below)], there[-1]] == known
 
 
 def _told_path(name: str) -> Path | None:

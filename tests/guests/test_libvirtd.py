@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 
+from reconciler.tools import images
 from tests.guests.boot import Boot, MissingPackage
 from tests.guests.conftest import CACHE
-from tests.guests.scene import Scene
+from tests.guests.scene import Scene, grown
 from tests.guests.test_several import image
+from tests.guests.test_watch import wait_for, watching
 from tests.guests.world import World
 
 USER = "libvirt-qemu"
 """Who the daemon runs as where the tests run as root."""
+
+
+@dataclass
+class Monitor:
+    """A conversation with QEMU."""
+
+    lines: TextIO
+
+    def ask(self, command: str, **arguments: object) -> Any:
+        """What QEMU answers."""
+        self.lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.lines.flush()
+        while True:
+            said = json.loads(self.lines.readline())
+            assert "error" not in said, said
+            if "return" in said:
+                return said["return"]
 
 
 class Daemon(World):
@@ -66,6 +89,18 @@ class Daemon(World):
             assert time.monotonic() < until, "libvirtd has not made its socket"
             time.sleep(0.05)
 
+    @contextmanager
+    def monitor(self) -> Iterator[Monitor]:
+        """QEMU's monitor, which is free while no daemon runs."""
+        (path,) = self.root.rglob("monitor.sock")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(path))
+            with connection.makefile("rw") as lines:
+                monitor = Monitor(lines)
+                monitor.ask("qmp_capabilities")
+                yield monitor
+
     def kill_daemon(self) -> None:
         assert self._daemon is not None
         self._daemon.kill()
@@ -91,37 +126,60 @@ def daemon(guest_boot: Boot) -> Iterator[Daemon]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def test_a_daemon_that_is_restarted_in_the_middle_of_a_job_loses_nothing(daemon: Daemon) -> None:
+@pytest.fixture
+def scene(daemon: Daemon) -> Scene:
+    """A guest `web` of the daemon that runs on one image, `base`."""
     image(daemon, "base")
     guest = daemon.define("web", daemon.images / "base.qcow2")
     guest.log.touch()
     daemon.hand_over()
     daemon.boot("web")
     guest.wait_for(20)
-    scene = Scene(daemon, guest)
+    return Scene(daemon, guest)
+
+
+def killed_while_it_copies(daemon: Daemon, scene: Scene) -> None:
+    """Kill the daemon in the middle of a slow pull."""
+    argv = scene.argv("apply", "-y", "--bandwidth", "4K")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as apply:
+        until = time.monotonic() + 30
+        while not daemon.job("web", "vda"):
+            assert apply.poll() is None, apply.communicate()
+            assert time.monotonic() < until
+        daemon.kill_daemon()
+        assert apply.wait(30) == 1
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        pytest.param(False, id="the job goes on"),
+        pytest.param(True, id="the job ends while no daemon runs"),
+    ],
+)
+def test_a_daemon_that_is_killed_in_the_middle_of_a_job_loses_nothing(
+    daemon: Daemon, scene: Scene, *, ended: bool
+) -> None:
+    guest = scene.guest
     scene.want(vda="base <- mon <- tue")
     scene.apply()
     guest.wait_for(30)
-
     scene.want(vda="base <- tue")
-    killed = threading.Event()
+    killed_while_it_copies(daemon, scene)
 
-    def kill_when_it_copies() -> None:
-        until = time.monotonic() + 20
-        while time.monotonic() < until and not daemon.job("web", "vda"):
-            time.sleep(0.02)
-        daemon.kill_daemon()
-        killed.set()
-
-    killer = threading.Thread(target=kill_when_it_copies)
-    killer.start()
-    interrupted = scene.run("apply", "-y", "--bandwidth", "200K")
-    killer.join()
-
-    assert killed.is_set()
-    assert interrupted.returncode == 1
+    with daemon.monitor() as qemu:
+        (job,) = qemu.ask("query-jobs")
+        assert job["status"] == "running"
+        assert images.backing_of(scene.path("tue")) == scene.path("mon")
+        if ended:
+            qemu.ask("block-job-set-speed", device=job["id"], speed=0)
+            until = time.monotonic() + 30
+            while qemu.ask("query-jobs")[0]["status"] != "concluded":
+                assert time.monotonic() < until
+            assert images.backing_of(scene.path("tue")) == scene.path("base")
     daemon.start_daemon()
     scene.apply()
+
     guest.wait_for(5)
     assert scene.chain() == ["base", "tue"]
     assert scene.files() == {"base", "tue"}
@@ -132,3 +190,29 @@ def test_a_daemon_that_is_restarted_in_the_middle_of_a_job_loses_nothing(daemon:
     assert scene.chain() == ["base"]
     daemon.kill_qemu("web")
     assert scene.records("base", durable=guest.records()) >= guest.records()
+
+
+def test_a_watch_hears_the_next_daemon_too(daemon: Daemon, scene: Scene) -> None:
+    """Started anew twice, and no connection to an earlier daemon is left."""
+    grown(scene, "mon", "tue", "wed")
+    with watching(scene) as watch:
+        wait_for(scene, "in force", "base <- mon <- tue <- wed*")
+        scene.want(vda="base <- tue <- wed")
+        wait_for(scene, "deferred", "base <- tue <- wed*")
+        connected = sockets(watch.pid)
+        for _ in range(2):
+            daemon.kill_daemon()
+            wait_for(scene, "failing", "(none)")
+            daemon.start_daemon()
+            wait_for(scene, "deferred", "base <- tue <- wed*")
+        assert sockets(watch.pid) == connected
+        scene.guest.say_stop(30)
+        wait_for(scene, "in force", "base <- tue <- wed*")
+
+    assert scene.files() == {"base", "tue", "wed"}
+
+
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return sum(link.startswith("socket:") for link in links)
