@@ -18,12 +18,15 @@ from typing import Any, TextIO
 import pytest
 
 from reconciler.tools import images
+from tests import forked
 from tests.guests.boot import Boot, MissingPackage
 from tests.guests.conftest import CACHE
 from tests.guests.scene import Scene, grown
 from tests.guests.test_several import image
+from tests.guests.test_states import ATOMIC, DISK_ONLY
 from tests.guests.test_watch import wait_for, watching
 from tests.guests.world import World
+from tests.images.disks import tool
 
 USER = "libvirt-qemu"
 """Who the daemon runs as where the tests run as root."""
@@ -210,6 +213,61 @@ def test_a_watch_hears_the_next_daemon_too(daemon: Daemon, scene: Scene) -> None
         wait_for(scene, "in force", "base <- tue <- wed*")
 
     assert scene.files() == {"base", "tue", "wed"}
+
+
+def test_from_a_chain_made_by_hand_to_a_repository_that_is_watched(
+    daemon: Daemon, scene: Scene, tmp_path: Path
+) -> None:
+    """The walk of the README: adopt, commit, watch, edit; and a change that comes by git."""
+    snapshot = "<domainsnapshot><name>monday</name></domainsnapshot>"
+    daemon.create_snapshot("web", snapshot, DISK_ONLY | ATOMIC)  # as an administrator would
+    scene.guest.wait_for(10)
+    state = ["--state-dir", scene.world.images / "state"]
+    origin, here, elsewhere = tmp_path / "chains.git", tmp_path / "chains", tmp_path / "elsewhere"
+    tool("git", "init", "-q", "--bare", origin)
+    tool("git", "clone", "-q", origin, here)
+    specs = here / "hosts" / "kvm1"
+    for words in (["import", "-c", daemon.uri, "-d", specs], ["fmt", "--check", specs]):
+        done = forked.run(words)
+        assert done.returncode == 0, done.stderr
+    assert forked.run(["plan", *state, specs]).stdout.startswith("Nothing to do")
+    commit(here, "adopt what is there")
+    tool("git", "-C", here, "push", "-q", "origin", "HEAD")
+
+    with watching(scene, specs):
+        wait_for(scene, "in force", "base <- base.monday*")
+        spec = specs / "web.toml"
+        spec.write_text(more(spec.read_text(), "base.monday", "tuesday"))
+        wait_for(scene, "in force", "base <- base.monday <- tuesday*")
+        scene.guest.wait_for(10)
+        commit(here, "a snapshot")
+        tool("git", "-C", here, "push", "-q", "origin", "HEAD")
+
+        tool("git", "clone", "-q", origin, elsewhere)
+        spec = elsewhere / "hosts" / "kvm1" / "web.toml"
+        lines = spec.read_text().splitlines(keepends=True)
+        spec.write_text("".join(line for line in lines if "base.monday" not in line))
+        commit(elsewhere, "monday goes")
+        tool("git", "-C", elsewhere, "push", "-q", "origin", "HEAD")
+        tool("git", "-C", here, "pull", "-q", "--ff-only")
+        wait_for(scene, "in force", "base <- tuesday*")
+
+    scene.guest.wait_for(5)
+    assert scene.guest.read_back()["vda"].ok
+    assert scene.guest.errors() == []
+
+
+def commit(folder: Path, why: str) -> None:
+    who = ["-c", "user.name=A. Dmin", "-c", "user.email=admin@example.org"]
+    tool("git", "-C", folder, "add", ".")
+    tool("git", "-C", folder, *who, "commit", "-qm", why)
+
+
+def more(text: str, active: str, above: str) -> str:
+    """A spec with one more line on top of its chain."""
+    lines = text.splitlines()
+    at = next(number for number, line in enumerate(lines) if active in line)
+    return "\n".join([*lines[: at + 1], f'  "{above}.qcow2",', *lines[at + 1 :]]) + "\n"
 
 
 def sockets(pid: int) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.guests.scene import Scene, grown
 from tests.images.disks import command
@@ -32,10 +33,10 @@ def wait_for(scene: Scene, kind: str, chain: str) -> None:
 
 
 @contextmanager
-def watching(scene: Scene) -> Iterator[subprocess.Popen[bytes]]:
-    """A watch whose clock never comes; it ends well at the end."""
+def watching(scene: Scene, spec: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A watch whose clock never comes, of *spec* or the scene's own; it ends well at the end."""
     log = scene.world.images / "watch.log"
-    argv = scene.argv("watch", "--interval", "1h")
+    argv = [*scene.argv("watch", "--interval", "1h")[:-1], os.fspath(spec or scene.spec)]
     with log.open("wb") as out:
         watch = subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ})
     try:
