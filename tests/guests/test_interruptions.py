@@ -22,7 +22,7 @@ from tests.guests.scene import Scene, grown
 
 EVERY = bool(os.environ.get("VIRT_CHAIN_EVERY_KILL"))
 
-SLOW = ("--bandwidth", "512K")
+SLOW = ("--bandwidth", "128K")
 """A job that takes seconds."""
 
 

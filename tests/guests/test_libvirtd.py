@@ -164,9 +164,7 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_job_loses_nothing(
     daemon: Daemon, scene: Scene, *, ended: bool
 ) -> None:
     guest = scene.guest
-    scene.want(vda="base <- mon <- tue")
-    scene.apply()
-    guest.wait_for(30)
+    grown(scene, "mon", "tue")
     scene.want(vda="base <- tue")
     killed_while_it_copies(daemon, scene)
 

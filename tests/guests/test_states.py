@@ -19,7 +19,7 @@ from tests.guests.world import World
 DISK_ONLY, ATOMIC, NO_METADATA = 16, 128, 4
 """VIR_DOMAIN_SNAPSHOT_CREATE_* of libvirt."""
 
-SLOW = ("--bandwidth", "512K")
+SLOW = ("--bandwidth", "128K")
 
 
 def qcow2(path: Path, backing: str | None = None, backing_format: str = "qcow2") -> Path:
