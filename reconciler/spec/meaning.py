@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ class Setting:
 
 Settings = dict[str, Setting]
 
+KnownDisks = dict[
+    tuple[Path, KeyPath], tuple[Document, Settings, WrittenDisk, tuple[Problem, ...]]
+]
+"""
+Disks that were read before, by file and key: from which document, with which settings of
+their domain, and what was found.
+"""
+
 _PLAIN = (
     "remove_base",
     "bitmaps",
@@ -41,23 +49,35 @@ _PLAIN = (
 
 
 def meaning(
-    specs: Sequence[Sequence[Document]],
+    specs: Sequence[Sequence[Document]], known: KnownDisks | None = None
 ) -> tuple[tuple[DesiredDisk, ...], list[Problem]]:
     """
     The disks of *specs* in the order of the files, and every problem of theirs.
 
     Each spec is the documents that are read as one; their defaults hold for
     all of them, and domains of the same name are one domain.
+
+    Args:
+        known: Kept between two calls, so that a disk is read again only when its
+            document or the settings of its domain changed.
     """
     problems: list[Problem] = []
-    written = [disk for spec in specs for disk in _read_disks(spec, problems)]
+    before = {} if known is None else dict(known)
+    read: KnownDisks = {}
+    written = [disk for spec in specs for disk in _read_disks(spec, before, read, problems)]
+    if known is not None:
+        known.clear()
+        known.update(read)
     for disk in written:
         problems += problems_of(disk)
     problems += problems_between(written)
     return tuple(one.disk for one in written), problems
 
 
-def _read_disks(spec: Sequence[Document], problems: list[Problem]) -> Iterator[WrittenDisk]:
+def _read_disks(
+    spec: Sequence[Document], before: KnownDisks, read: KnownDisks, problems: list[Problem]
+) -> Iterator[WrittenDisk]:
+    """The disks of *spec*; what is known of them from *before* is taken over into *read*."""
     defaults = _settings(spec, ("defaults",), problems)
     real = RealPaths()
     documents: dict[str, list[Document]] = {}
@@ -72,8 +92,15 @@ def _read_disks(spec: Sequence[Document], problems: list[Problem]) -> Iterator[W
         for name, domain in document.data.get("domains", {}).items():
             for target in domain.get("disks", ()):
                 path = ("domains", name, "disks", target)
-                own = _settings([document], path, problems)
-                yield _read_disk(document, path, domains[name] | own, real, problems)
+                known = before.get((document.file, path))
+                if known is None or known[0] is not document or known[1] != domains[name]:
+                    found: list[Problem] = []
+                    own = _settings([document], path, found)
+                    disk = _read_disk(document, path, domains[name] | own, real, found)
+                    known = (document, domains[name], disk, tuple(found))
+                read[document.file, path] = known
+                problems += known[3]
+                yield replace(known[2], real=real)  # links may lead elsewhere by now
 
 
 def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) -> Settings:

@@ -14,15 +14,26 @@ from reconciler.model.desired import Location, Spec
 from reconciler.model.errors import Problem, SpecError
 from reconciler.spec import schema
 from reconciler.spec.document import Document, read_document
-from reconciler.spec.meaning import meaning
+from reconciler.spec.meaning import KnownDisks, meaning
 from reconciler.spec.positions import KeyPath
 from reconciler.spec.rules import RealPaths
 
 Version = tuple[int, ...]
-Known = dict[Path, tuple[Version, Document, tuple[Problem, ...]]]
-"""Files that were read before, by path: what they were, and what was found."""
 RECENT = 100_000_000
 """Nanoseconds: a file that was changed so recently may change again without a new time."""
+
+
+@dataclass(slots=True)
+class Known:
+    """
+    What was read before.
+
+    Attributes:
+        files: By path: what they were, and what was found in them.
+    """
+
+    files: dict[Path, tuple[Version, Document, tuple[Problem, ...]]] = field(default_factory=dict)
+    disks: KnownDisks = field(default_factory=dict)
 
 
 def load(
@@ -37,7 +48,7 @@ def load(
 
     Args:
         texts: What files will say that are not written yet, by path with links resolved.
-        known: Kept between two calls, so that a file is read again only when it changed.
+        known: Kept between two calls, so that what has not changed is not read again.
 
     Raises:
         SpecError: The specs have problems; it carries all of them.
@@ -45,7 +56,7 @@ def load(
     problems: list[Problem] = []
     seen: set[str] = set()
     specs = [_read_spec(path, seen, problems, texts or {}, known) for path in paths]
-    disks, found = meaning(specs)
+    disks, found = meaning(specs, known.disks if known else None)
     problems += found
     if problems:
         raise SpecError(problems)
@@ -57,7 +68,7 @@ def load(
 class Remembering:
     """Loads the same specs again and again; what has not changed costs a look at its times."""
 
-    _known: Known = field(default_factory=dict)
+    _known: Known = field(default_factory=Known)
     _last: tuple[dict[Path, Version], Spec] | None = None
 
     def load(self, paths: Sequence[Path]) -> Spec:
@@ -70,8 +81,9 @@ class Remembering:
             return self._last[1]
         self._last = None
         spec = load(paths, known=self._known)
-        self._known = {file: one for file, one in self._known.items() if file in files}
-        if all(file in self._known and self._known[file][0] == v for file, v in files.items()):
+        known = {file: one for file, one in self._known.files.items() if file in files}
+        self._known.files = known
+        if all(file in known and known[file][0] == version for file, version in files.items()):
             self._last = (files, spec)
         return spec
 
@@ -127,12 +139,12 @@ def _read(
         document = read_document(file, text)
         return document, tuple(_check(document))
     version = _version(file)
-    if known is not None and version and file in known and known[file][0] == version:
-        return known[file][1:]
+    if known is not None and version and file in known.files and known.files[file][0] == version:
+        return known.files[file][1:]
     document = read_document(file)
     faults = tuple(_check(document))
     if known is not None and version and version[-1] < time.time_ns() - RECENT:
-        known[file] = (version, document, faults)
+        known.files[file] = (version, document, faults)
     return document, faults
 
 
