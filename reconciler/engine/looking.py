@@ -81,6 +81,7 @@ def look(
     only: Iterable[DesiredDisk] | None = None,
     confirmed: Chain | None = None,
     memory: Memory | None = None,
+    moment: Moment | None = None,
 ) -> list[Look]:
     """
     Every disk of *spec* as it is now; an unreadable one carries its error.
@@ -89,29 +90,31 @@ def look(
         only: Disks to return; the others are looked at for what they share.
         confirmed: A chain that QEMU has read already, and need not read again.
         memory: What earlier looks found; it serves for the others alone.
+        moment: When this is; now, unless told.
     """
     process.limit(spec.host.limits)
     labels = {disk.label for disk in (spec.disks if only is None else only)}
     around = Around.of(spec)
     trust = images.Trust(_formats(spec), roots=_roots(spec, around))
-    here = _Here(states, trust, around, Moment(), Memory() if memory is None else memory)
+    memory = Memory() if memory is None else memory
+    here = _Here(states, trust, around, moment or Moment(), memory)
     here.memory.believe(trust, (disk.label for disk in spec.disks))
     walked = [_walk(disk, here, labels) for disk in spec.disks]
     chosen = [_compared(one) for one in walked if one.desired.label in labels]
     every = [one for one in walked if one.desired.label not in labels] + chosen
     wanted = any(one.error is None for one in chosen)
     known = _known(every, here, wanted)
-    chosen = _confirmed(_trusted(chosen, states), confirmed)
+    chosen = _confirmed(_trusted(chosen, here), confirmed)
     for one in chosen:
         if one.error is None:
             here.memory.keep(replace(one, wanted=(), outside=(), told=True), here.moment)
     return [_with_task(one, known) for one in chosen]
 
 
-def _trusted(chosen: Sequence[Walked], states: StateFolder) -> list[Walked]:
+def _trusted(chosen: Sequence[Walked], here: _Here) -> list[Walked]:
     """*chosen*, with an error where another disk's interrupted steps write an image of one."""
     try:
-        in_flight = states.in_flight()
+        in_flight = here.states.in_flight(here.moment)
     except ReconcilerError as error:
         return [replace(one, error=one.error or str(error)) for one in chosen]
     return [replace(one, error=one.error or _untrusted(one, in_flight)) for one in chosen]
@@ -173,7 +176,7 @@ def _walk(disk: DesiredDisk, here: _Here, chosen: Collection[str]) -> Walked:
     listed = tuple(images.real(entry.path) for entry in disk.chain)
     found: Found | None = None
     try:
-        state = here.states.disk(disk.domain, disk.target)
+        state = here.states.disk(disk.domain, disk.target, here.moment)
         for path in paths_in(state):
             trust.see_to(path)
         if disk.connection is None:

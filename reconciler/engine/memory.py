@@ -20,10 +20,10 @@ from reconciler.planner.task import Wanted
 from reconciler.tools import images, qcow2
 from reconciler.tools.moment import Moment, Version
 
-Evidence = tuple[tuple[str, Version, str, str], ...]
+Evidence = tuple[tuple[tuple[str, Version], ...], tuple[tuple[str, str], ...]]
 """
-Each file that a walk relied on, as it was named, and its version; its folder,
-as it was named, and with links resolved.
+Each file that a walk relied on, as it was named, and its version; each of their
+folders, as it was named, and with links resolved.
 """
 
 
@@ -77,14 +77,18 @@ class Memory:
 
     def recall(self, disk: DesiredDisk, states: StateFolder, moment: Moment) -> Walked | None:
         """The walk of *disk*, where a new one would find the same; else None."""
-        walked, evidence = self._walks.get(disk.label, (None, ()))
-        if walked is None or walked.desired != disk or walked.state != _state(disk, states):
+        if disk.label not in self._walks:
             return None
-        same = all(
-            moment.version(name) == version and moment.folder(folder) == there
-            for name, version, folder, there in evidence
-        )
-        return walked if same else None
+        walked, (files, folders) = self._walks[disk.label]
+        if walked.desired != disk or walked.state != _state(disk, states, moment):
+            return None
+        for name, version in files:
+            if moment.version(name) != version:
+                return None
+        for folder, there in folders:
+            if moment.folder(folder) != there:
+                return None
+        return walked
 
     def keep(self, walked: Walked, moment: Moment) -> None:
         """Remember a walk, which began at *moment*, where that can be relied on."""
@@ -94,18 +98,19 @@ class Memory:
             return
         said = [disk.active, state.active, *(entry.path for entry in disk.chain)]
         named = [qcow2.possible_path(one.recorded, one.path) for one in chain if one.recorded]
-        evidence = []
-        for path in dict.fromkeys(filter(None, [*said, *chain.paths, *named])):
+        files: dict[str, Version] = {}
+        folders: dict[str, str] = {}
+        for path in filter(None, [*said, *chain.paths, *named]):
             name, folder = str(path), str(path.parent)
             version = moment.version(name)
             if version is None:
                 return
-            evidence.append((name, version, folder, moment.folder(folder)))
-        self._walks[disk.label] = (walked, tuple(evidence))
+            files[name], folders[folder] = version, moment.folder(folder)
+        self._walks[disk.label] = (walked, (tuple(files.items()), tuple(folders.items())))
 
 
-def _state(disk: DesiredDisk, states: StateFolder) -> DiskState | None:
+def _state(disk: DesiredDisk, states: StateFolder, moment: Moment) -> DiskState | None:
     try:
-        return states.disk(disk.domain, disk.target)
+        return states.disk(disk.domain, disk.target, moment)
     except StateError:
         return None

@@ -23,6 +23,7 @@ from reconciler.model.errors import StateError
 from reconciler.model.image import Identity
 from reconciler.model.steps import Commit, Step, as_data, from_data, touched
 from reconciler.tools import files
+from reconciler.tools.moment import Moment
 
 VERSION = 1
 HEAD = (
@@ -193,16 +194,16 @@ class StateFolder:
             raise StateError(f"{path} cannot be made: {error.strerror}") from error
         return path
 
-    def disk(self, domain: str, target: str) -> DiskState:
+    def disk(self, domain: str, target: str, moment: Moment | None = None) -> DiskState:
         """
-        What is remembered of a disk; nothing where it was never applied.
+        What is remembered of a disk at *moment* (default: now); nothing where it was never applied.
 
         Raises:
             StateError: The file is there and cannot be read.
         """
-        return self._stored(self.path(domain)).disks.get(target, DiskState())
+        return self._stored(self.path(domain), moment).disks.get(target, DiskState())
 
-    def in_flight(self) -> dict[Path, tuple[str, ...]]:
+    def in_flight(self, moment: Moment | None = None) -> dict[Path, tuple[str, ...]]:
         """
         Images that steps in flight write, each with the labels of the disks concerned.
 
@@ -211,14 +212,14 @@ class StateFolder:
         """
         found: dict[Path, tuple[str, ...]] = {}
         for path in sorted(self.folder.glob("*.toml")) if self.folder.is_dir() else ():
-            stored = self._stored(path)
+            stored = self._stored(path, moment)
             for target, state in stored.disks.items():
                 for image in state.unfinished.written if state.unfinished else ():
                     found[image] = (*found.get(image, ()), f"{stored.domain}:{target}")
         return found
 
-    def _stored(self, path: Path) -> _Stored:
-        known, version = self._read.get(path), _version(path)
+    def _stored(self, path: Path, moment: Moment | None = None) -> _Stored:
+        known, version = self._read.get(path), _version(path, moment)
         if known is None or known.version != version:
             self._read[path] = known = _load(path, version)
         return known
@@ -280,13 +281,12 @@ def file_name(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _version(path: Path) -> tuple[int, ...]:
+def _version(path: Path, moment: Moment | None = None) -> tuple[int, ...]:
     """What changes whenever the file *path* is replaced; empty where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ()
-    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    found = (moment or Moment()).behind(str(path))
+    return (
+        () if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    )
 
 
 def _load(path: Path, version: tuple[int, ...]) -> _Stored:

@@ -27,9 +27,7 @@ class Setting:
 
 Settings = dict[str, Setting]
 
-KnownDisks = dict[
-    tuple[Path, KeyPath], tuple[Document, Settings, WrittenDisk, tuple[Problem, ...]]
-]
+KnownDisks = dict[tuple[Path, KeyPath], tuple[Document, Settings, WrittenDisk, tuple[Problem, ...]]]
 """
 Disks that were read before, by file and key: from which document, with which settings of
 their domain, and what was found.
@@ -108,9 +106,10 @@ def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) 
     settings: Settings = {}
     for document in spec:
         for key, value in _table(document, path).items():
-            setting = Setting(value, document.locate((*path, key)), document.folder)
-            first = settings.setdefault(key, setting)
-            if key != "disks" and first.value != value:
+            first = settings.get(key)
+            if first is None:
+                settings[key] = Setting(value, document.locate((*path, key)), document.folder)
+            elif key != "disks" and first.value != value:
                 what = f"{key} is {_shown(value)} here and {_shown(first.value)} at"
                 what = f"{what} {first.location}; write one value"
                 problems.append(document.problem((*path, key), what))

@@ -14,19 +14,25 @@ from reconciler.spec.positions import KeyPath
 
 
 class RealPaths:
-    """Resolves links; a thousand files in one folder ask about that folder once."""
+    """Resolves links; a file that a thousand disks list, and its folder, are asked about once."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
+        self._files: dict[str, str] = {}
 
     def __call__(self, path: str) -> str:
         """*path* with every link resolved; it need not exist."""
-        folder, name = os.path.split(path)
-        if name in ("", "..") or os.path.islink(path):
+        if path not in self._files:
+            self._files[path] = self._resolved(path)
+        return self._files[path]
+
+    def _resolved(self, path: str) -> str:
+        folder, slash, name = path.rpartition("/")
+        if not slash or name in ("", ".", "..") or os.path.islink(path):
             return os.path.realpath(path)
         if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        return os.path.join(self._folders[folder], name)
+            self._folders[folder] = os.path.realpath(folder or "/").rstrip("/")
+        return f"{self._folders[folder]}/{name}"
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,15 @@ class Moment:
     Files and folders, each looked at when it is first asked for.
 
     It lives as long as one look at all disks, in which paths are asked about
-    thousands of times.
+    thousands of times; a lock that is taken after it began asks for another.
+
+    Attributes:
+        settled: A file that was changed after that may change again without a new time;
+            nanoseconds since 1970.
     """
 
     def __init__(self) -> None:
-        self._settled = time.time_ns() - TICK
+        self.settled = time.time_ns() - TICK
         self._folders: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         self._found: dict[str, os.stat_result | None] = {}
@@ -71,6 +75,15 @@ class Moment:
         """What lies under the name *path*, a link itself; None: nothing."""
         return self._lstat(str(path))
 
+    def behind(self, name: str) -> os.stat_result | None:
+        """What the name *name* leads to, through links; None: nothing."""
+        if not self._is_link(name):
+            return self._lstat(name)
+        try:
+            return os.stat(name)
+        except OSError:
+            return None
+
     def version(self, name: str) -> Version | None:
         """
         What changes whenever the file *name* is written to, replaced, or moved.
@@ -89,7 +102,7 @@ class Moment:
         found = self._lstat(name)
         if found is None:
             return ()
-        if not stat.S_ISREG(found.st_mode) or found.st_ctime_ns > self._settled:
+        if not stat.S_ISREG(found.st_mode) or found.st_ctime_ns > self.settled:
             return None
         if not self._is_local(found.st_dev, name):
             return None

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from reconciler.model.errors import ReconcilerError, SpecError, Stopped
 from reconciler.model.host import ACTS, Act, Host
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
 from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename, Resize
+from reconciler.tools.moment import Moment
 from reconciler.watch import world
 from reconciler.watch.holds import Holds, Suspensions
 from reconciler.watch.metrics import Metrics
@@ -166,10 +167,12 @@ class Passes:
             Disks that have more steps now, such as those after an interrupted merge that is
             finished: whether they may happen is for another pass to decide.
         """
-        before = world.World.of(spec, self.states, self._folders)
+        moment = Moment()
+        before = world.World.of(spec, self.states, self._folders, moment)
         if before is not None and before == self._quiet:
             return {}  # nothing has changed since all disks were as their specs say
-        looks = look(spec, self.states, self._chosen(spec, before), memory=self._memory)
+        chosen = self._chosen(spec, before)
+        looks = look(spec, self.states, chosen, memory=self._memory, moment=moment)
         plan = plan_all(self.asked.sources, looks)
         found: dict[str, DiskStatus] = {}
         going: list[tuple[DiskPlan, Look]] = []
@@ -210,7 +213,7 @@ class Passes:
             return chosen
         known = {disk.label: disk for disk in self._quiet.spec.disks}
         every = spec.disks if chosen is None else chosen
-        return [disk for disk in every if known.get(disk.label) != disk]
+        return [d for d in every if known.get(d.label) is not d and known.get(d.label) != d]
 
     def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
         """What keeps a disk from being changed now; None: nothing does."""
@@ -435,7 +438,7 @@ class Passes:
             "dry_run": self.asked.dry_run,
             "problem": self._problem,
             "working": list(working),
-            "disks": {label: asdict(disk) for label, disk in self.disks.items()},
+            "disks": {label: disk.as_data() for label, disk in self.disks.items()},
         }
         now = _stamp(datetime.now(UTC))
         times = {"last_pass": now, "next_pass": _stamp(self.next_pass)}

@@ -45,6 +45,10 @@ class DiskStatus:
     steps: tuple[str, ...] = ()
     images: int = 0
 
+    def as_data(self) -> dict[str, Any]:
+        """What DiskStatus takes as keywords; JSON has it in this order."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 @dataclass(slots=True)
 class StatusFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from reconciler.engine.looking import Look
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-from reconciler.tools.moment import TICK, Version
+from reconciler.tools.moment import Moment, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +28,25 @@ class World:
     files: dict[str, Version]
 
     @classmethod
-    def of(cls, spec: Spec, states: StateFolder, folders: Iterable[Path]) -> World | None:
-        """The world as it is; None where nobody can tell whether it stays like that."""
+    def of(
+        cls, spec: Spec, states: StateFolder, folders: Iterable[Path], moment: Moment
+    ) -> World | None:
+        """The world at *moment*; None where nobody can tell whether it stays like that."""
         if any(disk.connection is not None for disk in spec.disks):
             return None  # what runs writes to its images all the time
         listed = {entry.path.parent for disk in spec.disks for entry in disk.chain}
         every = sorted({*folders, *listed})
         files: dict[str, Version] = {}
-        latest = time.time_ns() - TICK
         try:
             for folder in every:
                 for entry in os.scandir(folder):
-                    files[entry.path] = _version(entry)
+                    files[entry.path] = _version(entry.path, moment)
             for entry in os.scandir(states.folder):
                 if entry.name.endswith(".toml"):
-                    files[entry.path] = _version(entry)
+                    files[entry.path] = _version(entry.path, moment)
         except OSError:
             return None
-        if any(version[-1] > latest for version in files.values() if version):
+        if any(version[-1] > moment.settled for version in files.values() if version):
             return None
         return cls(spec, tuple((one, os.path.realpath(one)) for one in every), files)
 
@@ -55,12 +56,11 @@ class World:
         return same_files and self.spec.host == other.spec.host
 
 
-def _version(entry: os.DirEntry[str]) -> Version:
-    try:
-        found = entry.stat()
-    except OSError:
+def _version(name: str, moment: Moment) -> Version:
+    found = moment.behind(name)
+    if found is None:
         return ()
-    if entry.is_dir():
+    if stat.S_ISDIR(found.st_mode):
         return (found.st_dev, found.st_ino)
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
