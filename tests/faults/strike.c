@@ -209,17 +209,24 @@ static int ours_fd(int fd, char *path, size_t size)
     if (!real)                                               \
         real = (result(*)(__VA_ARGS__))dlsym(RTLD_NEXT, name)
 
-/* Half of a write; a tool's goes sector by sector, as disks do. */
+/*
+ * Half of a write to an image: disks write whole sectors, so it ends where one does.  A write
+ * within a sector is never torn.
+ */
+static size_t sectors_of_half(size_t size, off64_t at)
+{
+    off64_t middle = (at + (off64_t)size / 2) / 512 * 512;
+    return middle > at ? (size_t)(middle - at) : size;
+}
+
+/* Half of a write that goes on where the last one ended: a text in a file of its own. */
 static size_t half_of(size_t size)
 {
-    size_t half = size >= 1024 ? size / 2 / 512 * 512 : size / 2;
-    if (size == 512 || !half)
-        return size;
-    return half;
+    return size > 1 ? size / 2 : size;
 }
 
 /* One write of `size` bytes; `part(n)` writes the first n of them. */
-#define WRITING(name, fd, size, whole, part)                 \
+#define WRITING(name, fd, size, halved, whole, part)         \
     char path[512];                                          \
     if (!ours_fd(fd, path, sizeof path))                     \
         return whole;                                        \
@@ -229,7 +236,7 @@ static size_t half_of(size_t size)
         return -1;                                           \
     }                                                        \
     if (failed < 0) {                                        \
-        size_t half = half_of(size);                         \
+        size_t half = halved;                                \
         ssize_t done = part;                                 \
         halfway();                                           \
         return done;                                         \
@@ -239,19 +246,21 @@ static size_t half_of(size_t size)
 ssize_t write(int fd, const void *data, size_t size)
 {
     REAL(ssize_t, "write", int, const void *, size_t);
-    WRITING("write", fd, size, real(fd, data, size), real(fd, data, half))
+    WRITING("write", fd, size, half_of(size), real(fd, data, size), real(fd, data, half))
 }
 
 ssize_t pwrite(int fd, const void *data, size_t size, off_t at)
 {
     REAL(ssize_t, "pwrite", int, const void *, size_t, off_t);
-    WRITING("pwrite", fd, size, real(fd, data, size, at), real(fd, data, half, at))
+    WRITING("pwrite", fd, size, sectors_of_half(size, at), real(fd, data, size, at),
+            real(fd, data, half, at))
 }
 
 ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at)
 {
     REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
-    WRITING("pwrite", fd, size, real(fd, data, size, at), real(fd, data, half, at))
+    WRITING("pwrite", fd, size, sectors_of_half(size, at), real(fd, data, size, at),
+            real(fd, data, half, at))
 }
 
 static size_t length_of(const struct iovec *pieces, int count)
@@ -284,14 +293,16 @@ ssize_t pwritev(int fd, const struct iovec *pieces, int count, off_t at)
 {
     REAL(ssize_t, "pwritev", int, const struct iovec *, int, off_t);
     size_t size = length_of(pieces, count);
-    WRITING("pwritev", fd, size, real(fd, pieces, count, at), front(fd, pieces, count, half, at))
+    WRITING("pwritev", fd, size, sectors_of_half(size, at), real(fd, pieces, count, at),
+            front(fd, pieces, count, half, at))
 }
 
 ssize_t pwritev64(int fd, const struct iovec *pieces, int count, off64_t at)
 {
     REAL(ssize_t, "pwritev64", int, const struct iovec *, int, off64_t);
     size_t size = length_of(pieces, count);
-    WRITING("pwritev", fd, size, real(fd, pieces, count, at), front(fd, pieces, count, half, at))
+    WRITING("pwritev", fd, size, sectors_of_half(size, at), real(fd, pieces, count, at),
+            front(fd, pieces, count, half, at))
 }
 
 /* A call that is done whole or not at all. */
