@@ -28,6 +28,7 @@ from typing import Any
 
 from reconciler.model.errors import ToolFailed
 from reconciler.model.host import Limits
+from reconciler.tools import pulse
 from reconciler.tools.privileges import User
 
 log = logging.getLogger(__name__)
@@ -213,6 +214,7 @@ def _follow(
     still_open, size = {out, err}, 0
     while still_open:
         ready = select.select(list(still_open), [], [], TICK)[0]
+        pulse.beat()
         if not ready:
             stands.check()
         for descriptor in ready:
@@ -256,6 +258,7 @@ class Still:
 
     def check(self) -> None:
         """Raises ToolFailed where the program has done nothing for too long."""
+        pulse.beat()  # it may stand still; virt-chain, which will end it, does not
         done = self._what_it_did()
         if done != self._done:
             self._done, self._since = done, time.monotonic()
