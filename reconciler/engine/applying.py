@@ -31,7 +31,14 @@ from reconciler.engine.state import (
     now,
 )
 from reconciler.model.desired import Spec
-from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StepFailed, Stopped
+from reconciler.model.errors import (
+    Busy,
+    ReconcilerError,
+    Refused,
+    StaleChain,
+    StepFailed,
+    Stopped,
+)
 from reconciler.model.image import Chain, Identity, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
@@ -153,6 +160,7 @@ class Applier:
             plan = self._same_steps(plan, fresh)
         if fresh.task is not None and fresh.task.busy:
             raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
+        _writable(plan)
         return _Run(self, plan, fresh).run()
 
     @contextmanager
@@ -249,6 +257,17 @@ def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
     """Folders that the images of *plans* lie in or will lie in."""
     paths = {path for plan in plans for path in (*plan.observed.paths, *plan.desired)}
     return {path.parent for path in paths if path.parent.is_dir()}
+
+
+def _writable(plan: DiskPlan) -> None:
+    """Refused where a folder that is changed now can only be read, as under systemd's hardening."""
+    paths = (path for planned in plan.now for path in touched(planned.step))
+    for folder in dict.fromkeys(path.parent for path in paths):
+        if files.read_only(folder):
+            raise Refused(
+                f"virt-chain cannot write to {folder}: it is mounted read-only here",
+                "mount it for writing, or list it in ReadWritePaths= of the systemd unit",
+            )
 
 
 def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) -> None:

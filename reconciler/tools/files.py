@@ -320,6 +320,14 @@ def is_regular(path: Path) -> bool:
         return False
 
 
+def read_only(folder: Path) -> bool:
+    """True where *folder* is on a mount that nobody here may write to, root included."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that an unprivileged writer may still use on the filesystem of *folder*."""
     room = os.statvfs(folder)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from reconciler.model.domain import Domain, DomainState, Job
 from reconciler.model.errors import HypervisorError
-from reconciler.tools import domain_xml
+from reconciler.tools import domain_xml, pulse
 
 if TYPE_CHECKING:
     import libvirt
@@ -435,6 +435,7 @@ class Hypervisor:
         """
         last, since, first = -1, time.monotonic(), 0
         while (job := self.job(name, target)) is not None and not job.ready:
+            pulse.beat()
             if job.size:
                 progress(min(job.done / job.size, 1.0))
             if job.done != last:
@@ -558,6 +559,7 @@ class Hypervisor:
                 handle.shutdown()
             until = time.monotonic() + patience
             while handle.isActive() and time.monotonic() < until:
+                pulse.beat()
                 time.sleep(TICK)
             if handle.isActive():
                 handle.destroy()

@@ -121,11 +121,12 @@ class Moment:
 
     def _is_local(self, device: int, name: str) -> bool:
         if device not in self._local:
-            self._local[device] = _on_local(name)
+            self._local[device] = on_local(name)
         return self._local[device]
 
 
-def _on_local(name: str) -> bool:
+def on_local(name: str) -> bool:
+    """True where *name* is on a filesystem that this host alone writes to, and keeps times of."""
     room = ctypes.create_string_buffer(256)
     if _libc.statfs(os.fsencode(name), room):
         return False

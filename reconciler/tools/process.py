@@ -28,11 +28,13 @@ from typing import Any
 
 from reconciler.model.errors import ToolFailed
 from reconciler.model.host import Limits
+from reconciler.tools import pulse
 from reconciler.tools.privileges import User
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_CAP_SYS_RESOURCE = 24
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +49,14 @@ def _die_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def _in_child(parent: int | None, wanted: Mapping[int, int]) -> None:
+    """Between fork and exec: what only the child itself may do."""
+    if parent is not None:
+        _die_with(parent)
+    for kind, most in wanted.items():
+        _lower(os.getpid(), kind, most)
 
 
 Child = subprocess.Popen[bytes]
@@ -104,8 +114,7 @@ def start(
                 umask=0o077,
                 start_new_session=True,
                 bufsize=0,
-                # PR_SET_PDEATHSIG has to be set in the child itself, between fork and exec
-                preexec_fn=None if reads else partial(_die_with, os.getpid()),
+                preexec_fn=_preparation(reads=reads, user=user),
             )
     except FileNotFoundError as error:
         missing = f"{words[0]} is not installed; on Debian it is in {_package(words[0])}"
@@ -118,14 +127,43 @@ def start(
 
 def _bound(pid: int, *, reads: bool) -> None:
     """Give the process *pid* its limits, as far as this user may."""
-    wanted = {resource.RLIMIT_AS: _limits.memory, resource.RLIMIT_CORE: 0}
-    if reads:
-        wanted[resource.RLIMIT_CPU] = _limits.seconds
-    for kind, most in wanted.items():
-        with suppress(OSError, ValueError, OverflowError):  # it has ended, or has less already
-            _, hard = resource.prlimit(pid, kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.prlimit(pid, kind, (most, most))
+    for kind, most in _wanted(reads=reads).items():
+        _lower(pid, kind, most)
+
+
+def _wanted(*, reads: bool) -> dict[int, int]:
+    wanted = {resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: _limits.memory}
+    return {resource.RLIMIT_CPU: _limits.seconds, **wanted} if reads else wanted
+
+
+def _lower(pid: int, kind: int, most: int) -> None:
+    # it has ended, or has less already
+    with suppress(OSError, ValueError, OverflowError, MemoryError):
+        _, hard = resource.prlimit(pid, kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, kind, (most, most))
+
+
+def _preparation(*, reads: bool, user: User | None) -> Callable[[], None] | None:
+    """
+    What a child does before it is the program; None: nothing.
+
+    PR_SET_PDEATHSIG has to be set by the child itself, and its limits where it is
+    another user's and virt-chain may not set them, as in most containers.
+    """
+    own = {} if user is None or _limits_others() else _wanted(reads=reads)
+    if reads and not own:
+        return None
+    return partial(_in_child, None if reads else os.getpid(), own)
+
+
+@cache
+def _limits_others() -> bool:
+    """True where virt-chain may limit programs of other users.  Source: capabilities(7)."""
+    with suppress(OSError, ValueError, IndexError):
+        told = Path("/proc/self/status").read_text().partition("\nCapEff:")[2].split()[0]
+        return bool(int(told, 16) >> _CAP_SYS_RESOURCE & 1)
+    return False
 
 
 @contextmanager
@@ -213,6 +251,7 @@ def _follow(
     still_open, size = {out, err}, 0
     while still_open:
         ready = select.select(list(still_open), [], [], TICK)[0]
+        pulse.beat()
         if not ready:
             stands.check()
         for descriptor in ready:
@@ -245,6 +284,9 @@ class Still:
     """
     Tells a program that stands still from one that works without a word.
 
+    Where virt-chain may not see what a program of another user reads and writes
+    (it lacks CAP_SYS_PTRACE, as under systemd's hardening), computing alone counts.
+
     Source: proc(5), /proc/PID/stat and /proc/PID/io.
     """
 
@@ -256,6 +298,7 @@ class Still:
 
     def check(self) -> None:
         """Raises ToolFailed where the program has done nothing for too long."""
+        pulse.beat()  # it may stand still; virt-chain, which will end it, does not
         done = self._what_it_did()
         if done != self._done:
             self._done, self._since = done, time.monotonic()

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from reconciler.model.extents import Extents, Range, ranges, rounded
 from reconciler.model.image import Image
-from reconciler.tools import qemuimg
+from reconciler.tools import pulse, qemuimg
 
 CHUNK = 256 * 1024
 """Bytes read at once; more would be mapped and faulted in anew for every piece."""
@@ -47,6 +47,7 @@ class Reader(AbstractContextManager["Reader"]):
 
     def read(self, start: int, length: int) -> bytes:
         """*length* bytes from *start*; beyond the end of the disk there are zeroes."""
+        pulse.beat()
         pieces = []
         at, end = start, start + length
         index = max(bisect_right(self._starts, at) - 1, 0)

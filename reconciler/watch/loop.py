@@ -19,7 +19,7 @@ from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop, handling
 from reconciler.model.desired import Spec
 from reconciler.model.errors import Busy, HypervisorError
-from reconciler.tools import files
+from reconciler.tools import files, pulse
 from reconciler.watch.holds import HOLDS, SUSPENSIONS
 from reconciler.watch.notify import notify, watchdog_pause
 from reconciler.watch.passes import Passes
@@ -73,12 +73,14 @@ class Loop:
                 say=lambda text: voice.tell("files", text, bad=True),
             )
             seen.start()
+            pulse.heard_by(lambda: notify("WATCHDOG=1"))
             gc.disable()  # in the middle of a pass over a thousand disks it takes 0.2 s
             try:
                 notify("READY=1")
                 self._rounds(seen)
             finally:
                 gc.enable()
+                pulse.heard_by(None)
                 notify("STOPPING=1")
                 seen.stop()
             voice.tell("stop", "stopped as asked")

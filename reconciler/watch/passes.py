@@ -278,7 +278,8 @@ class Passes:
     def _do(self, spec: Spec, going: Sequence[tuple[DiskPlan, Look]]) -> dict[str, Result]:
         if not going:
             return {}
-        self._write_status(working=[disk.label for disk, _ in going if disk.now])
+        if working := [disk.label for disk, _ in going if disk.now]:
+            self._write_status(working)
         plan = Plan(self.asked.sources, tuple(disk for disk, _ in going))
         reporter = _Counting(self.voice, self.metrics)
         applier = Applier(spec, self.states, self.options, reporter, self._memory)
@@ -369,7 +370,9 @@ class Passes:
         """One line for a pass that did something."""
         steps = sum(one.steps_done for one in results)
         done = sum(one.status == "applied" for one in results)
-        failed = sum(one.status == "failed" for one in results)
+        failed = sum(
+            one.status == "failed" and not isinstance(one.error, Stopped) for one in results
+        )
         if done or failed:
             text = f"pass: {_count(steps, 'step')} in {seconds:.1f} s; {_count(done, 'disk')} done"
             text += f", {failed} not" if failed else ""

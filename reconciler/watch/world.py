@@ -11,7 +11,7 @@ from pathlib import Path
 from reconciler.engine.looking import Look
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-from reconciler.tools.moment import Moment, Version
+from reconciler.tools.moment import Moment, Version, on_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class World:
             return None
         if any(version[-1] > moment.settled for version in files.values() if version):
             return None
+        devices = {version[0]: path for path, version in files.items() if version}
+        if not all(on_local(path) for path in devices.values()):
+            return None  # other hosts write there, and times come late or from elsewhere
         return cls(spec, tuple((one, os.path.realpath(one)) for one in every), files)
 
     def differs_in_spec(self, other: World) -> bool:

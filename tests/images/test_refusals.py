@@ -386,3 +386,28 @@ def test_a_chain_of_two_hundred_images(disk: Disk) -> None:
     assert outcome.code == 0, outcome
     assert_done(disk, "i0 <- i199", current="i199", gone=[f"i{n}" for n in range(1, 199)])
     assert_quiet(disk)
+
+
+def test_a_folder_that_is_mounted_read_only(disk: Disk) -> None:
+    """As systemd's ProtectSystem=strict leaves a folder that ReadWritePaths does not list."""
+    disk.chain({"b": B, "p": P, "x": X})
+    before = folder_facts(disk.images)
+    mount = ["mount", "--bind", disk.images, disk.images]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("nothing may be mounted here")
+    try:
+        tool("mount", "-o", "remount,bind,ro", disk.images)
+        for chain in ("b <- x", "b <- p <- x <- y"):
+            disk.spec(chain)
+            applied = disk.apply()
+
+            assert applied.code == 1, applied
+            said = f"virt-chain cannot write to {disk.images}: it is mounted read-only here"
+            assert applied.err.count(said) == 1, applied
+            assert "ReadWritePaths=" in applied.err
+    finally:
+        tool("umount", "-l", disk.images)
+
+    assert folder_facts(disk.images) == before
+    disk.apply()
+    assert disk.path("y").exists()

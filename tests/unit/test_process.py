@@ -221,6 +221,16 @@ def test_a_program_that_asks_for_too_much_memory_fails(limits):
         process.run(python("import time; time.sleep(0.3); bytearray(512 * 1024 * 1024)"))
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_program_of_another_user_has_its_limits_too(limits, reads):
+    limits(memory=256 * MIB)
+    script = "sleep 0.3; ulimit -v; ulimit -c; ulimit -t"
+    out = process.run(shell(script), user=(65534, 65534), reads=reads)[1]
+
+    seconds = process._limits.seconds if reads else "unlimited"
+    assert out.decode().split() == [str(256 * 1024), "0", str(seconds)]
+
+
 @pytest.mark.parametrize("progress", [None, lambda _: None])
 def test_a_program_that_prints_without_end_is_ended(limits, progress):
     limits(output=MIB)

@@ -413,6 +413,14 @@ def test_the_second_watch_says_who_runs(watcher: Watcher) -> None:
 # What monitors see
 
 
+def test_the_status_tells_when_the_next_pass_is(watcher: Watcher) -> None:
+    watcher.start(interval="1h")
+    told = watcher.status()
+
+    pause = datetime.fromisoformat(told["next_pass"]) - datetime.fromisoformat(told["last_pass"])
+    assert pause.total_seconds() > 3000
+
+
 def test_systemd_hears_of_readiness_and_status(watcher: Watcher, tmp_path: Path) -> None:
     name = tmp_path / "n"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
