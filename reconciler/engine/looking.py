@@ -382,6 +382,7 @@ def _with_task(one: Walked, known: _Known) -> Look:
         outside=dict(one.outside),
         users=users,
         templates=known.templates,
+        taken=_taken(one, known),
         strangers=strangers,
         filesystems=filesystems,
         free={device: files.free_bytes(folder) for folder, device in filesystems.items()},
@@ -489,6 +490,13 @@ def _users(one: Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tup
         if names:
             users[image.path] = tuple(dict.fromkeys(names))
     return users, tuple(strangers)
+
+
+def _taken(one: Walked, known: _Known) -> frozenset[Path]:
+    """Second names of the chain's images that somebody else's header has."""
+    ours = _own(one)
+    second = [image.second for image in one.chain if image.second]
+    return frozenset(path for path in second if known.overlays.naming(path) - ours)
 
 
 def _own(one: Walked) -> set[Path]:

@@ -76,7 +76,7 @@ def settled(task: Task, layout: Layout) -> bool:
         active is not None
         and task.chain.paths == tuple(wanted.path for wanted in task.wanted)
         and not layout.discarded
-        and not any(image.second for image in task.chain.images[task.frozen :])
+        and not task.second_names
         and task.attached in (None, active.path, active.second)
         and not any(wanted.size for wanted in task.wanted[:-1])
         and size in (None, active.virtual_size)

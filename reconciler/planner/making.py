@@ -87,11 +87,7 @@ def _ordered(
 ) -> list[tuple[Priced, int | None]]:
     """All steps but the removals, each with the number of its merge."""
     steps: list[tuple[Priced, int | None]] = []
-    second = [
-        (image, image.second)
-        for image in task.chain.images[task.frozen :]
-        if image.second is not None
-    ]
+    second = task.second_names
     attached = task.attached
     if not task.on:
         for image, name in second:

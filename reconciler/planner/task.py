@@ -58,6 +58,7 @@ class Task:
         outside: Chains of the wanted images that exist and are not in *chain*.
         users: Who else stands on an image of the chain, in words.
         templates: Images that some disk of the spec calls a template.
+        taken: Second names of images of the chain that headers of other images have.
         strangers: Unlisted overlays that stand on the observed active image.
         filesystems: Device number of each folder concerned.
         free: Bytes free, by device number.
@@ -82,6 +83,7 @@ class Task:
     outside: Mapping[Path, Chain] = field(default_factory=dict)
     users: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     templates: frozenset[Path] = frozenset()
+    taken: frozenset[Path] = frozenset()
     strangers: tuple[Path, ...] = ()
     filesystems: Mapping[Path, int] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)
@@ -101,6 +103,27 @@ class Task:
     def on(self) -> bool:
         """True while a QEMU process has the images open: libvirt's block jobs do the work."""
         return self.state in ("running", "paused")
+
+    @property
+    def second_names(self) -> tuple[tuple[Image, Path], ...]:
+        """
+        Images that shall have one name, and the other one, which goes.
+
+        A shared image keeps its data, and whoever stands on it its name; only the
+        header of the image above it in this chain is written.
+        """
+        may = self.frozen if self.on else max(self.frozen - 1, 0)
+        return tuple(
+            (image, image.second)
+            for index, image in enumerate(self.chain)
+            if image.second is not None
+            and index >= may
+            and (index >= self.frozen or self._shared_by_its_other_name(image))
+        )
+
+    def _shared_by_its_other_name(self, image: Image) -> bool:
+        foreign = image.second in self.taken or image.path in self.templates
+        return image.links == 2 and not foreign
 
     def frozen_because(self, image: Image) -> str | None:
         """Why *image* may only be read; None: it belongs to this chain alone."""

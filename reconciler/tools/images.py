@@ -326,13 +326,19 @@ class Overlays:
 
     def __init__(self) -> None:
         self._above: dict[Identity, list[tuple[Path, Identity]]] = {}
+        self._names: dict[Path, set[Path]] = {}
         self._found: set[Path] = set()
         self._known: dict[Identity, tuple[Path, ...]] = {}
 
-    def add(self, overlay: Path, own: Identity, below: Identity) -> None:
-        """*overlay* names the file *below*."""
+    def add(self, overlay: Path, own: Identity, name: Path, below: Identity) -> None:
+        """*overlay* names the file *below* as *name*, links resolved."""
         self._known = {}
         self._above.setdefault(below, []).append((overlay, own))
+        self._names.setdefault(name, set()).add(overlay)
+
+    def naming(self, name: Path) -> frozenset[Path]:
+        """The images whose headers have *name*, and no other name of its file."""
+        return frozenset(self._names.get(name, ()))
 
     def count(self, overlay: Path) -> None:
         """*overlay* lies in one of the folders that were looked at."""
@@ -436,8 +442,8 @@ def scan(
             overlay, at = at, None if below is None else moment.real(below)
             own, there = _at(overlay, moment), _at(at, moment)
             at = at if there else None
-            if own is not None and there is not None:
-                overlays.add(overlay, own, there)
+            if own is not None and at is not None and there is not None:
+                overlays.add(overlay, own, at, there)
     names.scanned(where, listed, seen, overlays, moment)
     return overlays
 

@@ -266,6 +266,39 @@ def test_a_file_that_the_spec_lists_by_its_other_name_gets_that_name_alone(disk:
     assert_quiet(disk)
 
 
+def test_who_stands_on_the_name_that_stays_keeps_no_other_name(disk: Disk) -> None:
+    """Such as an image that was merged, and that nobody knows of any more."""
+    disk.chain({"b": B, "p": P, "x": X})
+    os.link(disk.path("p"), disk.images / "q.qcow2")
+    disk.add("s", Q, on="p", recorded="q.qcow2")
+    disk.spec("b <- q <- x")
+
+    assert disk.plan().steps == ["rename p to q"]
+    kept = [disk.images / "q.qcow2", disk.path("s")]
+    before, view_of_s = [path.read_bytes() for path in kept], disk.read("s")
+    assert disk.apply().code == 0
+
+    assert [path.read_bytes() for path in kept] == before
+    assert disk.stack("x") == "b <- q <- x"
+    assert not disk.path("p").exists()
+    assert (disk.read("x"), disk.read("s")) == (disk.golden["x"], view_of_s)
+    assert_quiet(disk)
+
+
+@pytest.mark.parametrize("taken", ["by its name", "from above"])
+def test_a_name_that_only_a_shared_image_could_change_stays(disk: Disk, taken: str) -> None:
+    disk.chain({"b": B, "p": P, "y": Q, "x": X})
+    os.link(disk.path("p"), disk.images / "q.qcow2")
+    disk.add("s", Q, on="p" if taken == "by its name" else "y")
+    disk.keep()
+    disk.spec("b <- q <- y <- x")
+
+    assert disk.apply().code == 0
+
+    assert_untouched(disk, "b", "p", "y", "s")
+    assert disk.path("p").samefile(disk.path("q"))
+
+
 @pytest.mark.parametrize("why", ["a template", "three names", "another folder", "both are listed"])
 def test_a_second_name_stays_where_somebody_may_want_it(disk: Disk, why: str) -> None:
     disk.chain({"b": B, "p": P, "x": X})
