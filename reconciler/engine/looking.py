@@ -493,10 +493,14 @@ def _users(one: Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tup
 
 
 def _taken(one: Walked, known: _Known) -> frozenset[Path]:
-    """Second names of the chain's images that somebody else's header has."""
-    ours = _own(one)
+    """Second names of the chain's images that somebody else's header, spec or domain has."""
+    ours, label = _own(one), one.desired.label
     second = [image.second for image in one.chain if image.second]
-    return frozenset(path for path in second if known.overlays.naming(path) - ours)
+    return frozenset(
+        path
+        for path in second
+        if known.overlays.naming(path) - ours or {*known.disks.get(path, ())} - {label}
+    )
 
 
 def _own(one: Walked) -> set[Path]:

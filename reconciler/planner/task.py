@@ -58,7 +58,7 @@ class Task:
         outside: Chains of the wanted images that exist and are not in *chain*.
         users: Who else stands on an image of the chain, in words.
         templates: Images that some disk of the spec calls a template.
-        taken: Second names of images of the chain that headers of other images have.
+        taken: Second names of images of the chain that others know them by.
         strangers: Unlisted overlays that stand on the observed active image.
         filesystems: Device number of each folder concerned.
         free: Bytes free, by device number.

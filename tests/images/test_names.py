@@ -299,6 +299,24 @@ def test_a_name_that_only_a_shared_image_could_change_stays(disk: Disk, taken: s
     assert disk.path("p").samefile(disk.path("q"))
 
 
+def test_a_name_that_another_disk_lists_stays(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    os.link(disk.path("p"), disk.images / "q.qcow2")
+    disk.add("o", Q, on="p", recorded="q.qcow2")
+    disk.keep()
+    chains = {"vm": ["b", "q", "x"], "other": ["b", "p", "o"]}
+    text = f'version = 1\ndefaults.directory = "{disk.images}"\n'
+    for name, chain in chains.items():
+        listed = ", ".join(f'"{one}.qcow2"' for one in chain)
+        text += f"[domains.{name}.disks.vda]\nchain = [{listed}]\n"
+    disk.spec_file.write_text(text)
+
+    assert disk.apply().code == 0
+
+    assert_untouched(disk, "b", "p", "x", "o")
+    assert disk.path("p").samefile(disk.images / "q.qcow2")
+
+
 @pytest.mark.parametrize("why", ["a template", "three names", "another folder", "both are listed"])
 def test_a_second_name_stays_where_somebody_may_want_it(disk: Disk, why: str) -> None:
     disk.chain({"b": B, "p": P, "x": X})

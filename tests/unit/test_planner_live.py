@@ -32,7 +32,7 @@ from reconciler.model.steps import (
 )
 from reconciler.planner.making import make_plan, needed
 from reconciler.planner.task import Task, View, Wanted
-from tests.notation import MIB, line, names, path, plan
+from tests.notation import MIB, line, lines, names, path, plan
 from tests.unit.test_planner_properties import (
     Case,
     Disks,
@@ -995,21 +995,28 @@ def test_refusal(observed: str, desired: str, rest: dict[str, Any], reason: str)
 
 
 @pytest.mark.parametrize(
-    ("observed", "shared"),
+    ("observed", "shared", "taken"),
     [
-        pytest.param("b <- q <- x*", {"q": "w"}, id="of an image that others stand on"),
-        pytest.param("b <- q <- r <- x*", {"r": "w"}, id="below an image that others stand on"),
+        pytest.param("b <- q <- x*", "q", {path("p")}, id="that others know an image by"),
+        pytest.param("b <- q <- r <- x*", "r", set(), id="below an image that others stand on"),
     ],
 )
 @pytest.mark.parametrize("state", ["running", "shut-off"])
-def test_a_second_name_stays(observed: str, shared: dict[str, str], state: State) -> None:
-    """Headers of others may name it, and no header of a shared image is changed."""
+def test_a_second_name_stays(observed: str, shared: str, taken: set[Path], state: State) -> None:
+    """Headers of others name it, or the header of a shared image would have to be changed."""
+    rest: dict[str, Any] = {"shared": {shared: "w"}, "taken": frozenset(taken)}
     try:
-        made = domain(observed, observed, state, facts=KNOWN_AS_P, shared=shared)
+        made = domain(observed, observed, state, facts=KNOWN_AS_P, **rest)
     except Refused:
         return
 
     assert made.steps == ()
+
+
+def test_a_second_name_that_nobody_else_knows_goes_when_the_guest_is_off() -> None:
+    made = domain("b <- q <- x*", "b <- q <- x*", "shut-off", facts=KNOWN_AS_P, shared={"q": "w"})
+
+    assert lines(made) == ["rename p to q"]
 
 
 GROUPS = [
