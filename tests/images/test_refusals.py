@@ -44,6 +44,25 @@ def test_another_order(disk: Disk) -> None:
     refused(disk, "history", "order", "b <- p <- x")
 
 
+def test_another_base_under_version_2_without_one(disk: Disk) -> None:
+    """A rebase by QEMU 7.2 writes no zeroes into it; with clusters that read as zeroes it does."""
+    disk.add("c", "1M:C")
+    disk.add("x", "512k:X 512k:-", compat="0.10")
+    disk.keep()
+    disk.spec("c <- x", active="x.qcow2")
+
+    said = disk.apply()
+
+    assert said.code == 1
+    assert "run qemu-img amend -o compat=1.1 first" in said.out + said.err
+    assert_untouched(disk, "c", "x")
+
+    tool("qemu-img", "amend", "-f", "qcow2", "-o", "compat=1.1", disk.path("x"))
+    assert disk.apply().code == 0
+    assert disk.stack("x") == "c <- x"
+    assert disk.read("x") == disk.golden["x"]
+
+
 def test_a_missing_image_below_a_kept_one(disk: Disk) -> None:
     disk.chain({"b": B, "x": X})
     disk.spec("b <- p <- x")

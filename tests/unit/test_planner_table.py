@@ -812,6 +812,18 @@ REFUSALS = [
         IN_THE_WAY,
     ),
     (
+        "another base under qcow2 version 2 that has none",
+        "p*",
+        "c <- p*",
+        {"foreign": ["c"], "facts": {"p": {"version": 2}}},
+        (
+            "moving p would have to change an image that must stay as it is (p: qcow2 version 2 "
+            "without a backing file cannot keep zeroes that another base would show through; run "
+            "qemu-img amend -o compat=1.1 first)"
+        ),
+        "leave p in the chain, or remove what stands in the way",
+    ),
+    (
         "internal snapshots would read another base",
         "b <- p*",
         "c <- p*",
