@@ -494,8 +494,10 @@ def _users(one: Walked, known: _Known) -> tuple[dict[Path, tuple[str, ...]], tup
 
 def _taken(one: Walked, known: _Known) -> frozenset[Path]:
     """Second names of the chain's images that somebody else's header, spec or domain has."""
-    ours, label = _own(one), one.desired.label
     second = [image.second for image in one.chain if image.second]
+    if not second:
+        return frozenset()
+    ours, label = _own(one), one.desired.label
     return frozenset(
         path
         for path in second

@@ -23,7 +23,7 @@ from reconciler.model.errors import StateError
 from reconciler.model.image import Identity
 from reconciler.model.steps import Commit, Step, as_data, from_data, touched
 from reconciler.tools import files
-from reconciler.tools.moment import Moment
+from reconciler.tools.moment import Moment, Version, version_of
 
 VERSION = 1
 HEAD = (
@@ -281,12 +281,10 @@ def file_name(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _version(path: Path, moment: Moment | None = None) -> tuple[int, ...]:
+def _version(path: Path, moment: Moment | None = None) -> Version:
     """What changes whenever the file *path* is replaced; empty where there is none."""
     found = (moment or Moment()).behind(str(path))
-    return (
-        () if found is None else (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    )
+    return () if found is None else version_of(found)
 
 
 def _load(path: Path, version: tuple[int, ...]) -> _Stored:

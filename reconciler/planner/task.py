@@ -112,18 +112,17 @@ class Task:
         A shared image keeps its data, and whoever stands on it its name; only the
         header of the image above it in this chain is written.
         """
-        may = self.frozen if self.on else max(self.frozen - 1, 0)
         return tuple(
             (image, image.second)
             for index, image in enumerate(self.chain)
             if image.second is not None
-            and index >= may
-            and (index >= self.frozen or self._shared_by_its_other_name(image))
+            and (index >= self.frozen or self._shared_by_its_other_name(index, image))
         )
 
-    def _shared_by_its_other_name(self, image: Image) -> bool:
+    def _shared_by_its_other_name(self, index: int, image: Image) -> bool:
+        above_is_ours = not self.on and index == self.frozen - 1
         foreign = image.second in self.taken or image.path in self.templates
-        return image.links == 2 and not foreign
+        return above_is_ours and image.links == 2 and not foreign
 
     def frozen_because(self, image: Image) -> str | None:
         """Why *image* may only be read; None: it belongs to this chain alone."""

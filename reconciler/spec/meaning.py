@@ -27,11 +27,25 @@ class Setting:
 
 Settings = dict[str, Setting]
 
-KnownDisks = dict[tuple[Path, KeyPath], tuple[Document, Settings, WrittenDisk, tuple[Problem, ...]]]
-"""
-Disks that were read before, by file and key: from which document, with which settings of
-their domain, and what was found.
-"""
+
+@dataclass(frozen=True, slots=True)
+class ReadDisk:
+    """
+    A disk, and what it was read from.
+
+    Attributes:
+        settings: What holds for its domain.
+        problems: Of its own keys.
+    """
+
+    document: Document
+    settings: Settings
+    written: WrittenDisk
+    problems: tuple[Problem, ...]
+
+
+KnownDisks = dict[tuple[Path, KeyPath], ReadDisk]
+"""Disks that were read before, by file and key."""
 
 _PLAIN = (
     "remove_base",
@@ -60,12 +74,10 @@ def meaning(
             document or the settings of its domain changed.
     """
     problems: list[Problem] = []
-    before = {} if known is None else dict(known)
-    read: KnownDisks = {}
-    written = [disk for spec in specs for disk in _read_disks(spec, before, read, problems)]
-    if known is not None:
-        known.clear()
-        known.update(read)
+    known = {} if known is None else known
+    written = [disk for spec in specs for disk in _read_disks(spec, known, problems)]
+    for gone in known.keys() - {(one.document.file, one.path) for one in written}:
+        del known[gone]
     for disk in written:
         problems += problems_of(disk)
     problems += problems_between(written)
@@ -73,9 +85,9 @@ def meaning(
 
 
 def _read_disks(
-    spec: Sequence[Document], before: KnownDisks, read: KnownDisks, problems: list[Problem]
+    spec: Sequence[Document], known: KnownDisks, problems: list[Problem]
 ) -> Iterator[WrittenDisk]:
-    """The disks of *spec*; what is known of them from *before* is taken over into *read*."""
+    """The disks of *spec*; those that are not *known* as they are now become so."""
     defaults = _settings(spec, ("defaults",), problems)
     real = RealPaths()
     documents: dict[str, list[Document]] = {}
@@ -90,15 +102,12 @@ def _read_disks(
         for name, domain in document.data.get("domains", {}).items():
             for target in domain.get("disks", ()):
                 path = ("domains", name, "disks", target)
-                known = before.get((document.file, path))
-                if known is None or known[0] is not document or known[1] != domains[name]:
-                    found: list[Problem] = []
-                    own = _settings([document], path, found)
-                    disk = _read_disk(document, path, domains[name] | own, real, found)
-                    known = (document, domains[name], disk, tuple(found))
-                read[document.file, path] = known
-                problems += known[3]
-                yield replace(known[2], real=real)  # links may lead elsewhere by now
+                read = known.get((document.file, path))
+                if read is None or read.document is not document or read.settings != domains[name]:
+                    read = _read_disk(document, path, domains[name], real)
+                    known[document.file, path] = read
+                problems += read.problems
+                yield replace(read.written, real=real)  # links may lead elsewhere by now
 
 
 def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) -> Settings:
@@ -133,10 +142,12 @@ def _shown(value: object) -> str:
 def _read_disk(
     document: Document,
     path: tuple[str, str, str, str],
-    settings: Settings,
+    around: Settings,
     real: RealPaths,
-    problems: list[Problem],
-) -> WrittenDisk:
+) -> ReadDisk:
+    """The disk at *path*, whose domain has the settings *around*."""
+    problems: list[Problem] = []
+    settings = around | _settings([document], path, problems)
     values = {key: setting.value for key, setting in settings.items()}
     directory = document.folder
     if "directory" in settings:
@@ -155,9 +166,9 @@ def _read_disk(
         active=directory / values["active"] if "active" in values else None,
         **{key: values[key] for key in _PLAIN if key in values},
     )
-    return WrittenDisk(
-        disk, document, path, real, tuple(values.get("discard", ())), values.get("active", "")
-    )
+    discard, active = tuple(values.get("discard", ())), values.get("active", "")
+    written = WrittenDisk(disk, document, path, real, discard, active)
+    return ReadDisk(document, around, written, tuple(problems))
 
 
 def _read_entry(

@@ -32,6 +32,11 @@ _LOCAL = frozenset(
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def version_of(found: os.stat_result) -> Version:
+    """The version of a file that was found like this."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 class Moment:
     """
     Files and folders, each looked at when it is first asked for.
@@ -104,9 +109,9 @@ class Moment:
             return ()
         if not stat.S_ISREG(found.st_mode) or found.st_ctime_ns > self.settled:
             return None
-        if not self._is_local(found.st_dev, name):
+        if not self.is_local(found.st_dev, name):
             return None
-        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return version_of(found)
 
     def _is_link(self, name: str) -> bool:
         found = self._lstat(name)
@@ -119,14 +124,14 @@ class Moment:
                 self._found[name] = os.lstat(name)
         return self._found[name]
 
-    def _is_local(self, device: int, name: str) -> bool:
+    def is_local(self, device: int, name: str) -> bool:
+        """True where this host alone writes to *device*, which holds *name*, and keeps times."""
         if device not in self._local:
-            self._local[device] = on_local(name)
+            self._local[device] = _on_local(name)
         return self._local[device]
 
 
-def on_local(name: str) -> bool:
-    """True where *name* is on a filesystem that this host alone writes to, and keeps times of."""
+def _on_local(name: str) -> bool:
     room = ctypes.create_string_buffer(256)
     if _libc.statfs(os.fsencode(name), room):
         return False

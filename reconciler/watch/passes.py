@@ -213,7 +213,7 @@ class Passes:
             return chosen
         known = {disk.label: disk for disk in self._quiet.spec.disks}
         every = spec.disks if chosen is None else chosen
-        return [d for d in every if known.get(d.label) is not d and known.get(d.label) != d]
+        return [disk for disk in every if known.get(disk.label) != disk]
 
     def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
         """What keeps a disk from being changed now; None: nothing does."""

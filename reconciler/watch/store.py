@@ -10,6 +10,7 @@ from typing import Any
 
 from reconciler.engine.state import StateFolder
 from reconciler.model.errors import StateError
+from reconciler.tools.moment import Version, version_of
 
 VERSION = 1
 Data = dict[str, Any]
@@ -27,7 +28,7 @@ class Store:
     folder: Path
     name: str
     way_out: str
-    _seen: object = None
+    _seen: Version | None = None
     _data: Data = field(default_factory=dict)
 
     @property
@@ -42,8 +43,7 @@ class Store:
             StateError: It is there and cannot be read.
         """
         try:
-            found = self.path.stat()
-            version = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            version = version_of(self.path.stat())
             if version != self._seen:
                 data = json.loads(self.path.read_text(encoding="utf-8"))
                 if data.pop("version") != VERSION:

@@ -11,7 +11,7 @@ from pathlib import Path
 from reconciler.engine.looking import Look
 from reconciler.engine.state import StateFolder
 from reconciler.model.desired import Spec
-from reconciler.tools.moment import Moment, Version, on_local
+from reconciler.tools.moment import Moment, Version, version_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,7 @@ class World:
             return None
         if any(version[-1] > moment.settled for version in files.values() if version):
             return None
-        devices = {version[0]: path for path, version in files.items() if version}
-        if not all(on_local(path) for path in devices.values()):
+        if not all(moment.is_local(version[0], path) for path, version in files.items() if version):
             return None  # other hosts write there, and times come late or from elsewhere
         return cls(spec, tuple((one, os.path.realpath(one)) for one in every), files)
 
@@ -65,7 +64,7 @@ def _version(name: str, moment: Moment) -> Version:
         return ()
     if stat.S_ISDIR(found.st_mode):
         return (found.st_dev, found.st_ino)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return version_of(found)
 
 
 def folders_of(looks: Iterable[Look]) -> frozenset[Path]:
