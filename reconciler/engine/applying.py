@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.backends.offline import Offline, Verify
 from reconciler.engine import planning
-from reconciler.engine.looking import Look, again
-from reconciler.engine.memory import Memory
-from reconciler.engine.state import (
+from reconciler.engine.disk_state import (
     DiskState,
     Leftover,
     OldLink,
-    StateFolder,
     Unfinished,
     begun,
     now,
 )
+from reconciler.engine.looking import look
+from reconciler.engine.state import Session, StateFolder
+from reconciler.engine.survey import Survey
+from reconciler.engine.tasks import Look
 from reconciler.model.desired import Spec
 from reconciler.model.errors import (
     Busy,
@@ -39,7 +40,7 @@ from reconciler.model.errors import (
     StepFailed,
     Stopped,
 )
-from reconciler.model.image import Chain, Identity, short_name
+from reconciler.model.image import Chain, FileId, Identity, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import (
     Commit,
@@ -56,6 +57,8 @@ from reconciler.model.steps import (
 )
 from reconciler.planner.making import room
 from reconciler.tools import files, images, quarantine, views
+from reconciler.tools.lookups import Lookups, Memory
+from reconciler.tools.overlays import Overlays
 
 if TYPE_CHECKING:
     from reconciler.backends.together import Together
@@ -120,8 +123,6 @@ class Applier:
     options: Options
     reporter: Reporter
     memory: Memory = field(default_factory=Memory)
-    _folders: frozenset[Path] = frozenset()
-    _confirmed: dict[str, Chain] = field(default_factory=dict)
 
     def apply(self, work: Sequence[Work]) -> list[ReconcilerError | None]:
         """
@@ -136,12 +137,13 @@ class Applier:
         """
         errors: list[ReconcilerError | None] = [None] * len(work)
         try:
-            with self._locked([plan for plan, _ in work]), self._stopped(work):
+            with self._locked([plan for plan, _ in work]) as sessions, self._stopped(work):
                 runs: dict[int, Going] = {}
                 stopped = any(plan.restart for plan, _ in work)
                 for index, (plan, found) in enumerate(work):
                     try:
-                        runs[index] = self._begun(plan, found, stopped=stopped)
+                        session = sessions[plan.label]
+                        runs[index] = self._begun(plan, found, session, stopped=stopped)
                     except ReconcilerError as error:
                         errors[index] = error
                 _side_by_side(runs, errors)
@@ -149,8 +151,8 @@ class Applier:
             return [one or error for one in errors]
         return errors
 
-    def _begun(self, plan: DiskPlan, found: Look, *, stopped: bool) -> Going:
-        fresh = again(found, self.spec, self.states, self.memory)
+    def _begun(self, plan: DiskPlan, found: Look, session: Session, *, stopped: bool) -> Going:
+        fresh = self._again(found)
         if stopped and not plan.restart:
             # planned for a guest that runs, and off now because of another disk
             plan = planning.plan_disk(fresh)
@@ -161,7 +163,7 @@ class Applier:
         if fresh.task is not None and fresh.task.busy:
             raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
         _writable(plan)
-        return _Run(self, plan, fresh).run()
+        return _Run(self, plan, fresh, session).run()
 
     @contextmanager
     def _stopped(self, work: Sequence[Work]) -> Iterator[None]:
@@ -200,13 +202,16 @@ class Applier:
 
     def planned_again(self, found: Look) -> Work:
         """What is left to do for a disk after its plan was carried out."""
-        known = self._confirmed.get(found.desired.label)
-        fresh = again(found, self.spec, self.states, self.memory, known)
+        fresh = self._again(found)
         return planning.plan_disk(fresh), fresh
 
-    def confirmed(self, plan: DiskPlan, chain: Chain) -> None:
-        """QEMU has read *chain*, to which *plan* has led."""
-        self._confirmed[plan.label] = chain
+    def _again(self, found: Look) -> Look:
+        """The same disk, looked at once more."""
+        return look(self.spec, self.states, [found.desired], self.memory)[0]
+
+    def overlays(self) -> Overlays:
+        """Who stands on whom at this moment, in every folder that is known."""
+        return Survey(self.spec, self.states, Lookups(self.memory)).overlays()
 
     def wake(self, plan: DiskPlan, found: Look) -> None:
         """Let a guest run on that an interrupted step has left standing for its flush."""
@@ -216,41 +221,57 @@ class Applier:
             self.reporter.note(plan, "the guest runs on: it stood still for a flush")
 
     def record(self, found: Look) -> None:
-        """Remember the active image of a disk that is as its spec says."""
-        active = found.chain.active
-        # a record of steps that never began is let go
-        state = replace(found.state, active=active.path if active else None, unfinished=None)
-        if active and state != found.state:
-            state = replace(state, applied=now())
-            disk = found.desired
-            with files.locked(self.states.lock_file(disk.domain, disk.target), disk.label):
-                _tidy(found.state.unfinished)
-                self.states.write(disk.domain, disk.target, state)
+        """
+        Remember the images of a disk that is as its spec says.
+
+        Raises:
+            Busy: Somebody works on the disk.
+        """
+        if found.chain.active is None or found.changes:
+            return
+        if _settled_state(found.state, found.chain) == found.state:
+            return
+        disk = found.desired
+        with self.states.locked(disk.domain, disk.target, self._wait_for) as session:
+            if replace(session.state, names=found.state.names) != found.state:
+                return  # somebody has applied it since: what was found is out of date
+            _tidy(found.state.unfinished)  # a record of steps that never began is dropped
+            state = _settled_state(found.state, found.chain)
+            session.write(replace(state, applied=now()))
 
     @contextmanager
-    def _locked(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
-        """Hold the disks and every folder that their images lie in."""
-        places = [(self.states.lock_file(plan.domain, plan.target), plan.label) for plan in plans]
-        places += [(folder, str(folder)) for folder in sorted(_folders(plans) - self._folders)]
+    def _locked(self, plans: Sequence[DiskPlan]) -> Iterator[dict[str, Session]]:
+        """The sessions of the disks, with every folder held that their images lie in."""
         with ExitStack() as held:
-            for path, what in places:
-                held.enter_context(self._wait_for(path, what))
-            yield
+            sessions = {
+                plan.label: held.enter_context(
+                    self.states.locked(plan.domain, plan.target, self._wait_for)
+                )
+                for plan in sorted(plans, key=lambda plan: (plan.domain, plan.target))
+            }
+            held.enter_context(self.states.folders_locked(_folders(plans), self._wait_for))
+            yield sessions
 
     def _wait_for(self, path: Path, what: str) -> AbstractContextManager[None]:
         return files.locked_within(path, what, self.options.patience, self.go_on)
 
-    @contextmanager
-    def folders_held(self, plans: Sequence[DiskPlan]) -> Iterator[None]:
-        """Hold every folder of *plans* for all domains that are worked on side by side."""
-        with ExitStack() as held:
-            for folder in sorted(_folders(plans)):
-                held.enter_context(self._wait_for(folder, str(folder)))
-            self._folders = frozenset(_folders(plans))
-            try:
-                yield
-            finally:
-                self._folders = frozenset()
+
+def _settled_state(state: DiskState, chain: Chain) -> DiskState:
+    """*state*, where the disk has *chain* and nothing is in flight."""
+    below = {image.path: files.file_id(image.path) for image in chain.images[:-1]}
+    images_ = {path: who for path, who in below.items() if who is not None}
+    known = state.images
+    same = images_.keys() == known.keys() and all(
+        who.has_same_content(known[path]) for path, who in images_.items()
+    )
+    active = chain.active.path if chain.active else None
+    return replace(
+        state,
+        active=active,
+        unfinished=None,
+        images=known if same else images_,
+        given_up=None,
+    )
 
 
 def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
@@ -353,6 +374,12 @@ def _rewritten(steps: Iterable[Step]) -> dict[Path, None]:
     )
 
 
+def _is_as_it_was(path: Path, known: FileId | None) -> bool:
+    """True where *path* is the file that was known, and nobody wrote to it since."""
+    who = files.file_id(path)
+    return who is None if known is None else who is not None and who.has_same_content(known)
+
+
 def _identities(chain: Chain) -> dict[Path, Identity | None]:
     return {image.path: image.identity for image in chain}
 
@@ -364,6 +391,7 @@ class _Run:
     applier: Applier
     plan: DiskPlan
     found: Look
+    session: Session
     backend: Offline = field(init=False)
     state: DiskState = field(init=False)
     resumed: Unfinished | None = field(init=False)
@@ -371,8 +399,8 @@ class _Run:
     names: dict[Path, Path] = field(init=False)
     number: int = 0
     written: dict[Path, None] = field(default_factory=dict)
-    merged_at: dict[Path, int] = field(default_factory=dict)
-    overlays: images.Overlays = field(default_factory=images.Overlays)
+    merged_at: dict[Path, FileId | None] = field(default_factory=dict)
+    overlays: Overlays = field(default_factory=Overlays)
     looked_at: dict[Path, Identity | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -409,7 +437,7 @@ class _Run:
             yield from self._started()
         self._remove_all(one for one in later if isinstance(one.step, Remove))
         self._forget_all(one for one in later if isinstance(one.step, Forget))
-        self._remember(replace(self._now(), unfinished=None, applied=now()))
+        self._remember(replace(self._now(settled=True), applied=now()))
 
     def _started(self) -> Going:
         """Start the guest before anything is removed; put its disk back where it does not start."""
@@ -429,7 +457,7 @@ class _Run:
                 if isinstance(planned.step, Create):
                     files.remove(planned.step.image)
             self.active = before.path
-            self._remember(replace(self._now(), unfinished=None, leftovers=()))
+            self._remember(replace(self._now(settled=True), leftovers=()))
             why = f"{error}; the domain has {before} as its disk again"
             raise StepFailed(f"start {domain.name}", self.number, why) from error
 
@@ -445,7 +473,7 @@ class _Run:
     def _pivoting(self, images_: Sequence[Path]) -> None:
         """Remember that from now on either of two images, which hold the same, may be active."""
         assert self.state.unfinished is not None
-        pivots = {path: files.changed(path) for path in images_}
+        pivots = {path: who for path in images_ if (who := files.durable_id(path)) is not None}
         unfinished = replace(self.state.unfinished, pivots=pivots)
         self._remember(replace(self.state, unfinished=unfinished))
 
@@ -459,7 +487,7 @@ class _Run:
         pivots = self.resumed.pivots if self.resumed else {}
         if not isinstance(step, Commit) or step.top not in pivots:
             return None
-        top, base = (files.changed(path) != pivots[path] for path in (step.top, step.base))
+        top, base = (not _is_as_it_was(path, pivots.get(path)) for path in (step.top, step.base))
         if top and base:
             raise StaleChain(
                 f"{step} was interrupted while QEMU changed from one image to the other, and "
@@ -467,9 +495,10 @@ class _Run:
             )
         return not top
 
-    def _now(self) -> DiskState:
-        """The state as it is after the steps done so far."""
-        return replace(self.state, active=self.active, names=dict(self.names))
+    def _now(self, *, settled: bool = False) -> DiskState:
+        """The state as it is after the steps done so far; *settled*: none of them is half done."""
+        state = replace(self.state, active=self.active, names=dict(self.names))
+        return _settled_state(state, self.backend.observe(self.active)) if settled else state
 
     def _is_old_leftover(self, planned: PlannedStep) -> bool:
         step = planned.step
@@ -499,16 +528,24 @@ class _Run:
                 files.touch(path)
         for planned in unit:
             yield from self._step(planned, again=resumed is not None)
-        left = tuple(
-            replace(one, changed=self.merged_at.get(one.path, one.changed))
-            for one in unfinished.remove
-        )
+        left = tuple(self._as_left(one) for one in unfinished.remove)
         # what is in the chain again, under its old name, is no leftover
         chain = self.backend.observe(self.active)
         leftovers = tuple(one for one in (*self.state.leftovers, *left) if one.path not in chain)
         if not self.backend.live:
             self._drop_names(chain)
-        self._remember(replace(self._now(), unfinished=None, leftovers=leftovers))
+        self._remember(replace(self._now(settled=True), leftovers=leftovers))
+
+    def _as_left(self, left: Leftover) -> Leftover:
+        """
+        *left*, as it is now that its data is merged.
+
+        A file that was written to, or replaced, since its data was read is left as it was
+        known: it is never removed.
+        """
+        known = self.merged_at.get(left.path) or left.file
+        who = files.durable_id(left.path)
+        return replace(left, file=who if who and who.has_same_content(known) else known)
 
     def _drop_names(self, chain: Chain) -> None:
         """Second names that QEMU had while it ran, and that no header has any more, go."""
@@ -530,17 +567,12 @@ class _Run:
         return Unfinished(
             steps=tuple(one.step for one in unit),
             remove=tuple(
-                Leftover(
-                    image.path,
-                    image.identity,
-                    files.changed(image.path),
-                    image.path in self.plan.restore_points.discarded,
-                )
+                Leftover(image.path, who, image.path in self.plan.restore_points.discarded)
                 for image in (*gone, *second)
-                if image.identity
+                if (who := files.durable_id(image.path)) is not None
             ),
             links=tuple(
-                OldLink(i.path, i.recorded, i.recorded_format, files.changed(i.path))
+                OldLink(i.path, i.recorded, i.recorded_format, files.durable_id(i.path))
                 for i in before
             ),
             live=self.found.domain is not None and self.found.domain.state == "running",
@@ -562,7 +594,7 @@ class _Run:
                 self.backend.mend(step, chain)
             if done:
                 if isinstance(step, Commit) and step.top.exists():
-                    self.merged_at[step.top] = files.changed(step.top)
+                    self.merged_at[step.top] = files.durable_id(step.top)
                 self._follow(step)
                 self.looked_at = {}
             else:
@@ -584,7 +616,7 @@ class _Run:
             raise StaleChain(f"the chain is {chain} now, not {planned.before}")
         self._same_files(chain)
         self._room(planned)
-        sources = {path: files.changed(path) for path in self.backend.read_sources(step, chain)}
+        sources = {path: files.file_id(path) for path in self.backend.read_sources(step, chain)}
         with ExitStack() as held:
             if isinstance(step, Rename) and step.target in self.merged_at:
                 held.enter_context(files.guarded(step.target))
@@ -592,12 +624,12 @@ class _Run:
             together = self.backend.run(step, chain)
         if together is not None:
             yield together
-        for path, changed in sources.items():
-            if files.changed(path) != changed:
+        for path, known in sources.items():
+            if not _is_as_it_was(path, known):
                 raise StaleChain(f"{path} was written to while it was being merged")
         self.merged_at.update(sources)
         if isinstance(step, Commit):
-            self.merged_at[step.top] = files.changed(step.top)  # a guest may have written to it
+            self.merged_at[step.top] = files.durable_id(step.top)  # a guest may have written to it
         self._follow(step)
         after = self.backend.observe(self.active)
         self._same_files(after, touched(step))
@@ -683,7 +715,7 @@ class _Run:
     def _unchanged(self, step: Step) -> None:
         """What a rename replaces is as it was when its data was merged."""
         merged = self.merged_at.get(step.target) if isinstance(step, Rename) else None
-        if isinstance(step, Rename) and merged and files.changed(step.target) != merged:
+        if isinstance(step, Rename) and merged and not _is_as_it_was(step.target, merged):
             raise StaleChain(f"{step.target} was written to while it was being merged")
 
     def _room(self, planned: PlannedStep) -> None:
@@ -721,7 +753,6 @@ class _Run:
                 if image.path in self.written:
                     self.backend.check(image)
             images.confirm(chain)
-            self.applier.confirmed(self.plan, chain)
             wanted = self.plan.now[-1].after.paths if self.plan.now else chain.paths
             if not self.resumed and chain.paths != wanted:
                 raise StaleChain(f"the chain is {chain} after the last step")
@@ -744,8 +775,7 @@ class _Run:
         removals = tuple(removals)
         if not removals:
             return
-        folders = [folder for folder in self._folders() if folder.is_dir()]
-        self.overlays = images.scan(folders, self.found.trust)
+        self.overlays = self.applier.overlays()
         for planned in removals:
             self._remove(planned)
         removed = {path for planned in removals for path in touched(planned.step)}
@@ -760,13 +790,7 @@ class _Run:
         began = time.monotonic()
         self.applier.reporter.step(self.plan, self.number, planned)
         try:
-            there = images.identity(path)
-            left = [
-                one for one in self.state.leftovers if one.path == path and one.identity == there
-            ]
-            if not left and there is not None:
-                raise StaleChain(f"{path} is not the file that was merged; it is left alone")
-            for one in left:
+            for one in [left for left in self.state.leftovers if left.path == path]:
                 self._remove_leftover(planned.step, one)
         except (ReconcilerError, OSError) as error:
             raise StepFailed(str(planned.step), self.number - 1, str(error)) from error
@@ -776,6 +800,9 @@ class _Run:
     def _remove_leftover(self, step: Remove, left: Leftover) -> None:
         if users := self._users_of(left):
             text = f"{left.path.name} stays on disk: {', '.join(users)} stands on it"
+            self.applier.reporter.note(self.plan, text)
+        elif files.opened_by_other(left.path):
+            text = f"{left.path.name} stays on disk: another program has it open"
             self.applier.reporter.note(self.plan, text)
         elif planning.still_there(left):
             seconds = self.applier.spec.host.keep(discarded=left.discarded)
@@ -792,7 +819,7 @@ class _Run:
         if left.path in chain:
             raise StaleChain(f"{left.path} is in the chain {chain}")
         gone = {one.path for one in self.state.leftovers}
-        users = self.overlays.of(left.identity)
+        users = self.overlays.ordered(images.identity(left.path))
         return [user.name for user in users if user not in gone]
 
     def _forget_all(self, planned: Iterable[PlannedStep]) -> None:
@@ -805,11 +832,6 @@ class _Run:
                 self.found.host.forget(self.plan.domain, one.step.snapshot)
             self.applier.reporter.finished(self.plan, self.number, one, 0.0)
 
-    def _folders(self) -> set[Path]:
-        paths = (*self.plan.observed.paths, *self.plan.desired)
-        listed = (entry.path for disk in self.applier.spec.disks for entry in disk.chain)
-        return {path.parent for path in (*paths, *map(images.real, listed))}
-
     def _remember(self, state: DiskState) -> None:
         self.state = state
-        self.applier.states.write(self.plan.domain, self.plan.target, state)
+        self.session.write(state)

@@ -27,7 +27,7 @@ def _folders(spec: Spec) -> set[Path]:
     paths += [path for disk in spec.disks for path in (*disk.discard, disk.active) if path]
     trust = images.Trust(roots=images.allowed_roots(spec.host))
     folders = {images.real(path).parent for path in paths}
-    return {folder for folder in folders if trust.allows(folder)}
+    return {folder for folder in folders if trust.roots is None or trust.roots.hold(f"{folder}/x")}
 
 
 def empty_quarantine(spec: Spec, *, dry_run: bool, everything: bool) -> Emptied:

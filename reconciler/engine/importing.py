@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from reconciler.model.errors import Mistake, ObserveError, ReconcilerError
 from reconciler.model.host import Host
 from reconciler.model.image import Chain, Format, Identity, Image, short_name
 from reconciler.tools import files, images, process
+from reconciler.tools.lookups import Lookups
 
 RAW_SUFFIXES = (".raw", ".img")
 """Names of raw images; nothing in such a file tells what it is."""
@@ -118,34 +118,40 @@ def _named(paths: Sequence[Path]) -> list[FoundDisk]:
 
 def _tops(folder: Path) -> list[Path]:
     """Images in *folder* that no other image there stands on, by name."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise Mistake(f"{folder} cannot be read: {error.strerror}") from error
+    lookups = Lookups()
+    where = lookups.path(folder)
+    names = lookups.names(str(where))
+    if names is None:
+        raise Mistake(f"{folder} cannot be read")
     found: dict[Identity, Path] = {}
-    for entry in entries:
-        path = images.real(Path(entry.path))
-        there = images.identity(path)
-        if there and not entry.name.endswith(files.NEW) and _is_image(path):
-            found.setdefault(there, path)
-    below = {images.identity(down) for path in found.values() if (down := images.backing_of(path))}
+    below: set[Identity | None] = set()
+    for name in names:
+        path = lookups.path(where / name)
+        there = images.identity_at(path, lookups)
+        if there is None or name.endswith(files.NEW) or not _is_image(path, lookups, below):
+            continue
+        found.setdefault(there, path)
     return [path for there, path in found.items() if there not in below]
 
 
-def _is_image(path: Path) -> bool:
-    if not files.is_regular(path):
-        return False
+def _is_image(path: Path, lookups: Lookups, below: set[Identity | None]) -> bool:
+    """True where *path* may be an image; what it stands on is added to *below*."""
     try:
-        return images.is_qcow2(path) or path.suffix in RAW_SUFFIXES
+        file = images.look_at(str(path), lookups)
     except ObserveError:
-        return True  # a damaged one; its disk tells why
+        return False
+    if (named := images.named_by(str(path), file)) is not None:
+        below.add(images.identity_at(Path(named), lookups))
+    # a damaged one is an image, too: its disk tells why
+    return file.header is not None or file.damage is not None or path.suffix in RAW_SUFFIXES
 
 
 def _walked(disks: Sequence[FoundDisk], host: Host) -> list[FoundDisk]:
     """*disks* with their chains, and what these share."""
     process.limit(host.limits)
     roots = images.allowed_roots(host)
-    found = _apart([_with_chain(disk, roots) for disk in disks])
+    lookups = Lookups()
+    found = _apart([_with_chain(disk, roots, lookups) for disk in disks])
     stand: Counter[Path] = Counter(image.path for disk in found for image in disk.chain.images[:-1])
     written = {disk.chain.images[-1].path for disk in found if disk.chain.images}
     written |= {images.real(disk.source) for disk in disks if disk.source is not None}
@@ -153,13 +159,13 @@ def _walked(disks: Sequence[FoundDisk], host: Host) -> list[FoundDisk]:
     return [replace(disk, templates=_templates(disk.chain, templates, written)) for disk in found]
 
 
-def _with_chain(disk: FoundDisk, roots: tuple[Path, ...] | None) -> FoundDisk:
+def _with_chain(disk: FoundDisk, roots: images.Roots | None, lookups: Lookups) -> FoundDisk:
     if disk.why is not None or disk.source is None:
         return disk
     there = images.identity(disk.source)
     formats = {there: disk.format} if there and disk.format else {}
     try:
-        chain = images.walk(disk.source, images.Trust(formats, guess=True, roots=roots))
+        chain = images.walk(disk.source, images.Trust(formats, guess=True, roots=roots), lookups)
     except ReconcilerError as error:
         return replace(disk, why=str(error))
     return replace(disk, chain=chain)

@@ -3,25 +3,88 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reconciler.engine.looking import Look, views_for
-from reconciler.engine.state import Leftover, Unfinished
+from reconciler.engine.disk_state import Leftover, Unfinished
+from reconciler.engine.tasks import Look
 from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import Attach, Commit, Pull, Rebase, Remove, Rename, active_after
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    active_after,
+)
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
-from reconciler.planner.task import Task
-from reconciler.tools import files, images
+from reconciler.planner.task import Task, View
+from reconciler.tools import files, images, qemuimg
+
+AT_ONCE = os.cpu_count() or 1
+"""Disks with steps that QEMU is asked about at the same time."""
 
 
-def plan_all(sources: tuple[Path, ...], looks: Iterable[Look]) -> Plan:
+def plan_all(sources: tuple[Path, ...], looks: Sequence[Look]) -> Plan:
     """The plan of every disk; one that cannot be planned carries its error."""
-    return Plan(sources, tuple(plan_disk(found) for found in looks))
+    plans = [settled_plan(found) for found in looks]
+    open_ones = [index for index, plan in enumerate(plans) if plan is None]
+    if len(open_ones) < 2:
+        made = [plan_disk(looks[index]) for index in open_ones]
+    else:
+        from concurrent.futures import ThreadPoolExecutor  # takes a while, for one disk too long
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            made = list(pool.map(plan_disk, [looks[index] for index in open_ones]))
+    done = iter(made)
+    return Plan(sources, tuple(plan or next(done) for plan in plans))
+
+
+def _empty(found: Look) -> DiskPlan:
+    """A plan without steps for the disk."""
+    desired = found.desired
+    return DiskPlan(
+        domain=desired.domain,
+        target=desired.target,
+        observed=found.chain,
+        desired=found.listed,
+        state=found.domain.state if found.domain else "offline",
+        connection=desired.connection,
+        warnings=_warnings(found),
+    )
+
+
+def _warnings(found: Look) -> tuple[str, ...]:
+    """What was changed from outside, and how a person says that it is right."""
+    if not found.changes:
+        return ()
+    what = "; ".join(found.changes)
+    check = f"check that, then run: virt-chain adopt {found.desired.label}"
+    return (f"changed by another program: {what}; nothing copies its data until you {check}",)
+
+
+def settled_plan(found: Look) -> DiskPlan | None:
+    """The plan of a disk that has nothing to do or cannot be planned; None: it has to be made."""
+    if found.error is not None or found.task is None:
+        return replace(_empty(found), error=found.error)
+    state = found.state
+    if state.unfinished or state.leftovers or found.job or found.lost:
+        return None
+    try:
+        layout = lay_out(found.task)
+    except ReconcilerError as error:
+        return replace(_empty(found), error=str(error))
+    if not settled(found.task, layout):
+        return None
+    points = restore_points(found.task, layout)
+    return replace(_empty(found), restore_points=points, fingerprint=fingerprint_of(found))
 
 
 def plan_disk(found: Look) -> DiskPlan:
@@ -31,17 +94,11 @@ def plan_disk(found: Look) -> DiskPlan:
     Steps that were interrupted are finished before anything else is planned:
     a commit that began has overwritten views that no spec can ask for again.
     """
+    if (plan := settled_plan(found)) is not None:
+        return plan
+    empty = _empty(found)
     desired = found.desired
-    empty = DiskPlan(
-        domain=desired.domain,
-        target=desired.target,
-        observed=found.chain,
-        desired=tuple(images.real(entry.path) for entry in desired.chain),
-        state=found.domain.state if found.domain else "offline",
-        connection=desired.connection,
-    )
-    if found.error is not None or found.task is None:
-        return replace(empty, error=found.error)
+    assert found.task is not None
     try:
         left = tuple(_removals(found))
         resumed = found.resumed
@@ -79,9 +136,37 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     # prices and proof take a while to load, and the daily case has nothing to do
     from reconciler.planner.making import make_plan, needed
 
-    plan = make_plan(task, views_for(task, needed(task)))
+    paths = needed(task)
+    images.require_confirmed(found.chain)  # QEMU reads it before anything is changed
+    plan = make_plan(task, {path: _view_of(path, task) for path in paths})
+    if found.changes and not all(isinstance(one.step, Create) for one in plan.steps):
+        raise Refused(
+            f"the plan copies data of images that another program has changed ("
+            f"{'; '.join(found.changes)})",
+            f"check them, then run: virt-chain adopt {found.desired.label}",
+        )
     notes = (*plan.notes, *_backups(found)) if plan.steps else plan.notes
-    return replace(plan, state=empty.state, connection=empty.connection, notes=notes)
+    return replace(
+        plan,
+        state=empty.state,
+        connection=empty.connection,
+        notes=notes,
+        warnings=empty.warnings,
+    )
+
+
+def _view_of(path: Path, task: Task) -> View:
+    """The map of the view of *path*, and whether it begins as an image format would."""
+    from reconciler.tools import views  # only a merge needs it
+
+    if path in task.chain:
+        chain = task.chain.up_to(path)
+    else:
+        chain = next(c.up_to(path) for c in task.outside.values() if path in c)
+    extents = qemuimg.map_view(chain.images)
+    raw = any(image.format == "raw" for image in chain)
+    forged = raw and views.first_bytes_forged(chain.images)
+    return View(extents, forged)
 
 
 def _backups(found: Look) -> Iterable[str]:
@@ -97,8 +182,15 @@ def _backups(found: Look) -> Iterable[str]:
 
 
 def _still_ours(found: Look, unfinished: Unfinished) -> None:
-    """Refused where somebody else has come to stand on what interrupted steps still change."""
+    """Refused where interrupted steps would change what is not, or not only, theirs any more."""
     assert found.task is not None
+    if found.replaced:
+        names = ", ".join(map(str, found.replaced))
+        raise Refused(
+            f"{names} is not the file that an interrupted merge ({unfinished.begun}) works on",
+            "put the original file back and apply again, or keep what is there and give the "
+            f"merge up with: virt-chain adopt {found.desired.label}",
+        )
     for path in unfinished.written:
         if path in found.task.templates or found.task.users.get(path):
             who = ", ".join(found.task.users.get(path, ())) or "the spec calls it a template and"
@@ -163,7 +255,7 @@ def overwritten(found: Look) -> frozenset[Path]:
     """Images whose own views a commit in flight has destroyed."""
     unfinished, chain = found.state.unfinished, found.chain
     paths: set[Path] = set()
-    if unfinished and unfinished.untouched():
+    if found.untouched:
         return frozenset()
     for step in unfinished.steps if unfinished else ():
         if isinstance(step, Commit) and step.base in chain and step.top in chain:
@@ -188,14 +280,16 @@ def still_there(one: Leftover) -> bool:
     Raises:
         Refused: Somebody wrote to it since.
     """
-    if images.identity(one.path) != one.identity:
+    now = files.file_id(one.path)
+    if now == one.file:
+        return True
+    if now is None:
         return False
-    if files.changed(one.path) > one.changed:  # after a power loss the time may be an older one
-        raise Refused(
-            f"{one.path} was merged or discarded, and somebody has written to it since",
-            "if what was written is needed, copy the file away; then remove it by hand",
-        )
-    return True
+    what = "was written to since" if now.is_same_file(one.file) else "is another file now"
+    raise Refused(
+        f"{one.path} was merged or discarded, and {what}",
+        "if it is needed, move it away; else remove it by hand",
+    )
 
 
 def fingerprint_of(found: Look) -> str:

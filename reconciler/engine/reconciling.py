@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 from reconciler.engine import history
 from reconciler.engine.applying import Applier, Work
-from reconciler.engine.looking import Look
-from reconciler.engine.state import now
+from reconciler.engine.disk_state import now
+from reconciler.engine.tasks import Look
 from reconciler.model.errors import ReconcilerError
 from reconciler.model.plan import DiskPlan, Plan
 
@@ -105,8 +105,7 @@ class Reconciling:
         """Several domains side by side."""
         from concurrent.futures import ThreadPoolExecutor  # takes a while, for one domain too long
 
-        plans = [disk for work in domains for disk, _ in work]
-        with self.applier.folders_held(plans), ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool:
             for _ in pool.map(self._domain, domains):
                 pass  # an error that nobody expected is raised here
 

@@ -19,6 +19,40 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class FileId:
+    """
+    Who a file is, under any name and after any reboot, and when it was last changed.
+
+    Times are in nanoseconds since 1970.  Two of these are compared for equality and nothing
+    else: a clock may jump back, and a backup may be restored with its old time.
+
+    Attributes:
+        inode: Its number on its filesystem, which may be used again for another file.
+        born: When it was created; 0 where the filesystem does not keep that.
+        size: Bytes.
+        modified: When its content last changed; anybody may set it.
+        changed: When anything about it last changed; only the kernel sets it.
+    """
+
+    inode: int
+    born: int
+    size: int
+    modified: int
+    changed: int
+
+    def is_same_file(self, other: FileId) -> bool:
+        """True where both are one file, which may have been written to in between."""
+        return (self.inode, self.born) == (other.inode, other.born)
+
+    def has_same_content(self, other: FileId) -> bool:
+        """True where both are one file that was not written to in between."""
+        return self.is_same_file(other) and (self.size, self.modified) == (
+            other.size,
+            other.modified,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     """
     One image file, as observed or as it will be.

@@ -66,6 +66,7 @@ class DiskPlan:
         desired: Absolute paths of the chain that the spec asks for.
         fingerprint: Changes when anything changes that the plan relies on.
         notes: Sentences for the reader: what stays on disk, and why.
+        warnings: Sentences that come before anything else, also where there is nothing to do.
         error: Why there is no plan; None: *steps* lead to the desired chain.
         state: Of the domain; ``offline`` without libvirt.
         connection: libvirt URI; None: plain images.
@@ -80,6 +81,7 @@ class DiskPlan:
     restore_points: RestorePoints = field(default_factory=RestorePoints)
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     error: str | None = None
     state: State = "offline"
     connection: str | None = None
@@ -179,6 +181,7 @@ def _disk_as_data(disk: DiskPlan) -> dict[str, Any]:
             }
             for one in disk.steps
         ],
+        "warnings": list(disk.warnings),
         "notes": list(disk.notes),
         "error": disk.error,
     }

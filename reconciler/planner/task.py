@@ -56,7 +56,7 @@ class Task:
         wanted: The desired chain.
         discard: Images whose data may be thrown away.
         outside: Chains of the wanted images that exist and are not in *chain*.
-        users: Who else stands on an image of the chain, in words.
+        users: Who else stands on an image of the chain, in words; of many, the first few.
         templates: Images that some disk of the spec calls a template.
         taken: Second names of images of the chain that others know them by.
         strangers: Unlisted overlays that stand on the observed active image.
@@ -140,5 +140,4 @@ class Task:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:2])
-    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown
+    return f"{', '.join(names[:2])} and others" if len(names) > 2 else ", ".join(names)

@@ -14,6 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from reconciler.model.errors import Busy
+from reconciler.model.image import FileId
+from reconciler.tools import statx
 
 NEW = ".virt-chain-new"
 """Suffix of a file that is being made; it is never taken for a finished one."""
@@ -31,6 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 _FLOCK = struct.Struct("hhqqi4x")
 """``struct flock`` on 64-bit Linux: type, whence, start, length, pid."""
+_PERM_FIRST, _SHARE_LAST = 100, 299
 _PERM_WRITE = 101
 _SHARE_WRITE = 201
 """
@@ -209,8 +212,24 @@ def written_by_other(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _conflicts(descriptor: int, byte: int) -> bool:
-    probe = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+def opened_by_other(path: Path) -> bool:
+    """
+    True while another program has the image open as QEMU does, for reading or writing.
+
+    One that was told to share everything (``-U``) holds no lock, and is not seen.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _conflicts(descriptor, _PERM_FIRST, _SHARE_LAST - _PERM_FIRST + 1)
+    finally:
+        os.close(descriptor)
+
+
+def _conflicts(descriptor: int, byte: int, length: int = 1) -> bool:
+    probe = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, length, 0)
     try:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, probe)
     except OSError:
@@ -247,6 +266,27 @@ def same_file(one: Path, other: Path) -> bool:
         return os.path.samefile(one, other)
     except FileNotFoundError:
         return False
+
+
+def file_id(path: Path) -> FileId | None:
+    """Who the file *path* is; None where there is none.  A link stands for itself."""
+    try:
+        found = statx.identity_of(path)
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return FileId(found.inode, found.btime_ns, found.size, found.mtime_ns, found.ctime_ns)
+
+
+def durable_id(path: Path) -> FileId | None:
+    """
+    Who the file *path* is, once its times are durable; None where there is none.
+
+    A tool's fdatasync makes data durable and leaves the times to chance: after a power loss
+    the data would be new and the time old.  Source: fdatasync(2).
+    """
+    with suppress(OSError):
+        sync(path)
+    return file_id(path)
 
 
 def changed(path: Path) -> int:

@@ -62,7 +62,7 @@ class Header:
     version: int = 3
 
 
-def read_header(descriptor: int, name: Path) -> Header | None:
+def read_header(descriptor: int, name: Path | str) -> Header | None:
     """
     The qcow2 header behind *descriptor*; None where the magic is another.
 

@@ -23,7 +23,6 @@ from reconciler.tools import files, pulse
 from reconciler.watch.holds import HOLDS, SUSPENSIONS
 from reconciler.watch.notify import notify, watchdog_pause
 from reconciler.watch.passes import Passes
-from reconciler.watch.status import lock_file
 from reconciler.watch.triggers import Files, Trigger
 
 if TYPE_CHECKING:
@@ -153,9 +152,7 @@ class Loop:
 @contextmanager
 def alone(states: StateFolder) -> Iterator[None]:
     """Be the only watch with this state directory; the lock goes with its holder."""
-    states.lock_file("watch", "watch")  # makes the folder
-    path = lock_file(states.folder)
-    path.touch(mode=0o600)
+    path = states.lock_file("watch")
     with ExitStack() as held:
         try:
             held.enter_context(files.locked_within(path, "watch", PATIENCE))

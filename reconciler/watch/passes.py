@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.engine.applying import Applier, Options, Reporter
-from reconciler.engine.looking import Look, look
-from reconciler.engine.memory import Memory
+from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
 from reconciler.engine.state import StateFolder, file_name
+from reconciler.engine.tasks import Look
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import ReconcilerError, SpecError, Stopped
 from reconciler.model.host import ACTS, Act, Host
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
 from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename, Resize
-from reconciler.tools.moment import Moment
-from reconciler.watch import world
+from reconciler.tools.lookups import Evidence, Lookups, Memory, is_settled
 from reconciler.watch.holds import Holds, Suspensions
 from reconciler.watch.metrics import Metrics
 from reconciler.watch.status import DiskStatus, StatusFile
@@ -87,6 +86,14 @@ def needs(plan: DiskPlan, *, finishing: bool) -> frozenset[Act]:
     return frozenset(found)
 
 
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """A pass that found all disks as *spec* says, and every lookup that it relied on."""
+
+    spec: Spec
+    evidence: Evidence
+
+
 @dataclass(slots=True)
 class Passes:
     """All passes of one watch."""
@@ -105,9 +112,8 @@ class Passes:
     _said: dict[str, str] = field(default_factory=dict)
     _problem: str | None = None
     _complaints: dict[str, str] = field(default_factory=dict)
-    _quiet: world.World | None = None
+    _quiet: Quiet | None = None
     _memory: Memory = field(default_factory=Memory)
-    _folders: frozenset[Path] = frozenset()
 
     def __post_init__(self) -> None:
         folder = self.states.folder
@@ -167,12 +173,15 @@ class Passes:
             Disks that have more steps now, such as those after an interrupted merge that is
             finished: whether they may happen is for another pass to decide.
         """
-        moment = Moment()
-        before = world.World.of(spec, self.states, self._folders, moment)
-        if before is not None and before == self._quiet:
+        lookups = Lookups(self._memory)
+        quiet = self._quiet
+        if quiet is not None and not lookups.confirms(quiet.evidence):
+            quiet = None
+        if quiet is not None and quiet.spec == spec:
             return {}  # nothing has changed since all disks were as their specs say
-        chosen = self._chosen(spec, before)
-        looks = look(spec, self.states, chosen, memory=self._memory, moment=moment)
+        chosen = self._chosen(spec, quiet)
+        with lookups.recording() as evidence:
+            looks = look(spec, self.states, chosen, lookups=lookups)
         plan = plan_all(self.asked.sources, looks)
         found: dict[str, DiskStatus] = {}
         going: list[tuple[DiskPlan, Look]] = []
@@ -195,13 +204,15 @@ class Passes:
         if not self.asked.dry_run:
             left = self._do(spec, [*going, *self._unrecorded(plan, looks)])
         settled = all(one.kind in ("in force", "vanished") for one in self.disks.values())
-        folders = world.folders_of(looks)
-        complete = folders <= self._folders
-        self._folders |= folders
-        self._quiet = before if settled and complete and not going else None
+        if quiet is not None:
+            evidence = {**quiet.evidence, **evidence}
+        asleep = settled and not going and is_settled(evidence)
+        # what runs writes to its images all the time
+        plain = all(disk.connection is None for disk in spec.disks)
+        self._quiet = Quiet(spec, evidence) if asleep and plain else None
         return left
 
-    def _chosen(self, spec: Spec, before: world.World | None) -> Sequence[DesiredDisk] | None:
+    def _chosen(self, spec: Spec, quiet: Quiet | None) -> Sequence[DesiredDisk] | None:
         """
         The disks to look at: all, or those whose spec changed where nothing else has.
 
@@ -209,9 +220,9 @@ class Passes:
         pass after this one looks at all again.
         """
         chosen = self.asked.choose(spec)
-        if before is None or self._quiet is None or not before.differs_in_spec(self._quiet):
+        if quiet is None or quiet.spec.host != spec.host:
             return chosen
-        known = {disk.label: disk for disk in self._quiet.spec.disks}
+        known = {disk.label: disk for disk in quiet.spec.disks}
         every = spec.disks if chosen is None else chosen
         return [disk for disk in every if known.get(disk.label) != disk]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,18 @@ from typing import Any
 
 from reconciler.engine.state import StateFolder
 from reconciler.model.errors import StateError
-from reconciler.tools.moment import Version, version_of
+from reconciler.tools.lookups import Lookups, Memory
 
 VERSION = 1
 Data = dict[str, Any]
+
+
+def _parse(_: str, descriptor: int, __: os.stat_result) -> Data:
+    with open(descriptor, encoding="utf-8", closefd=False) as file:
+        data: Data = json.loads(file.read())
+    if data.pop("version") != VERSION:
+        raise ValueError("another version of virt-chain has written it")
+    return data
 
 
 @dataclass(slots=True)
@@ -28,8 +37,7 @@ class Store:
     folder: Path
     name: str
     way_out: str
-    _seen: Version | None = None
-    _data: Data = field(default_factory=dict)
+    _memory: Memory = field(default_factory=Memory)
 
     @property
     def path(self) -> Path:
@@ -42,18 +50,13 @@ class Store:
         Raises:
             StateError: It is there and cannot be read.
         """
+        lookups = Lookups(self._memory)
         try:
-            version = version_of(self.path.stat())
-            if version != self._seen:
-                data = json.loads(self.path.read_text(encoding="utf-8"))
-                if data.pop("version") != VERSION:
-                    raise ValueError("another version of virt-chain has written it")
-                self._seen, self._data = version, data
+            return lookups.read(lookups.real(str(self.path)), _parse)
         except FileNotFoundError:
-            self._seen, self._data = None, {}
+            return {}
         except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise StateError(f"{self.path} cannot be read ({error}); {self.way_out}") from error
-        return self._data
 
     def change(self, change: Callable[[Data], Data]) -> None:
         """

@@ -1,0 +1,125 @@
+"""What is remembered of a disk: what its images cannot tell.  Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reconciler.model.image import FileId
+from reconciler.model.steps import Commit, Step, touched
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """
+    A file whose data was merged elsewhere or discarded, to be removed.
+
+    Attributes:
+        file: Who it was when it went off the chain.  Any difference means that
+            somebody still uses it, or has put another file there.
+        discarded: Its data was thrown away, and is nowhere else.
+    """
+
+    path: Path
+    file: FileId
+    discarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OldLink:
+    """
+    What an image was before the first step.
+
+    Attributes:
+        backing, format: What its header named, before it was relinked.
+        file: Who it was; None where nobody could tell.
+    """
+
+    image: Path
+    backing: str | None = None
+    format: str | None = None
+    file: FileId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """
+    Steps that belong together and have begun.
+
+    From the first write of a commit on, the views of its base and of all
+    images up to its top are gone: only finishing leads anywhere.
+
+    Attributes:
+        links: The images of the chain before the first step, base first.
+        live: QEMU did it while the guest ran, and may have died with data in its memory.
+        pivots: Images that QEMU was about to change for one another, as they were
+            when both held the same.
+    """
+
+    steps: tuple[Step, ...]
+    remove: tuple[Leftover, ...] = ()
+    links: tuple[OldLink, ...] = ()
+    begun: str = ""
+    live: bool = False
+    pivots: Mapping[Path, FileId] = field(default_factory=dict)
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Images whose bytes or views the steps change."""
+        order = [link.image for link in self.links]
+        paths: dict[Path, None] = {}
+        for step in self.steps:
+            paths.update(dict.fromkeys(touched(step)))
+            if isinstance(step, Commit) and step.base in order and step.top in order:
+                paths.update(dict.fromkeys(order[order.index(step.base) : order.index(step.top)]))
+        return tuple(paths)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """
+    What is remembered of one disk.
+
+    Attributes:
+        active: The image that the guest writes; None: never applied.
+        applied: When the disk was last found or made as the spec says, ISO 8601.
+        names: Files with two names while the guest runs: by the name that
+            QEMU and the headers have, the name that the spec has.
+        images: Who each image below the active one was when the disk was last
+            applied, or when a person last accepted what is there.
+        given_up: An image that a person has said is gone for good.
+    """
+
+    active: Path | None = None
+    applied: str | None = None
+    unfinished: Unfinished | None = None
+    leftovers: tuple[Leftover, ...] = ()
+    names: Mapping[Path, Path] = field(default_factory=dict)
+    images: Mapping[Path, FileId] = field(default_factory=dict)
+    given_up: Path | None = None
+
+    @property
+    def every_leftover(self) -> tuple[Leftover, ...]:
+        """Files to be removed, also those of steps in flight."""
+        return (*self.leftovers, *(self.unfinished.remove if self.unfinished else ()))
+
+
+def now() -> str:
+    """The time as the state file has it: UTC, seconds, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def paths_in(state: DiskState) -> tuple[Path, ...]:
+    """Every image that *state* would have changed, moved or removed."""
+    unfinished = state.unfinished or Unfinished(())
+    left = [one.path for one in state.every_leftover]
+    links = [link.image for link in unfinished.links]
+    values = [getattr(step, key) for step in unfinished.steps for key in step.__slots__]
+    return (*left, *links, *(value for value in values if isinstance(value, Path)))
+
+
+def begun(state: DiskState, unfinished: Unfinished) -> DiskState:
+    """*state* with *unfinished* in flight."""
+    return replace(state, unfinished=replace(unfinished, begun=now()))

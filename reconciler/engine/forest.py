@@ -1,0 +1,214 @@
+"""Everything that a survey found, as plain values; questions are answered by look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from reconciler.engine.around import Found
+from reconciler.engine.disk_state import DiskState
+from reconciler.model.desired import DesiredDisk
+from reconciler.model.image import Chain, Identity
+from reconciler.planner.task import Wanted
+from reconciler.tools.images import Trust
+from reconciler.tools.overlays import Overlays
+
+MANY = 3
+"""Users of a shared image that are told; thousands may stand on one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """
+    One disk as it was found, before anybody else's interest in it counts.
+
+    Attributes:
+        listed: Absolute paths of the desired chain with symbolic links resolved.
+        discard: The same of the images whose data may be thrown away.
+        chain: The observed chain; empty: the disk is new, or *error* says why.
+        wanted: What there is of each listed image; empty where nobody asked.
+        outside: Chains of listed images that exist and are not in *chain*.
+        found: What libvirt has of it; None where the disk has no connection.
+        attached: The image that the domain has for it, links resolved; None without libvirt.
+        places: Which file lies under the name of each leftover now.
+        untouched: Steps in flight have written nothing yet.
+        replaced: Images that steps in flight work on, and that are other files by now.
+        changes: What was changed from outside below the active image, in sentences.
+        busy: Another program has an image open for writing that it must not have.
+        lost: Why libvirt must not be asked to change the disk while the guest runs.
+    """
+
+    desired: DesiredDisk
+    listed: tuple[Path, ...]
+    state: DiskState = field(default_factory=DiskState)
+    chain: Chain = field(default_factory=Chain)
+    trust: Trust = field(default_factory=Trust)
+    found: Found | None = None
+    attached: Path | None = None
+    wanted: tuple[Wanted, ...] = ()
+    discard: tuple[Path, ...] = ()
+    outside: tuple[tuple[Path, Chain], ...] = ()
+    places: Mapping[Path, Identity] = field(default_factory=dict)
+    untouched: bool = False
+    replaced: tuple[Path, ...] = ()
+    changes: tuple[str, ...] = ()
+    busy: bool = False
+    lost: str | None = None
+    error: str | None = None
+
+    @property
+    def own(self) -> frozenset[Path]:
+        """Every name of this chain's images, and of what is left of it."""
+        second = {image.second for image in self.chain if image.second}
+        unfinished = self.state.unfinished
+        linked = {link.image for link in unfinished.links} if unfinished else set()
+        left = {left.path for left in self.state.every_leftover}
+        return frozenset({*self.chain.paths, *second, *linked, *left})
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """
+    A folder of images.
+
+    Attributes:
+        mount: Between two mounts nothing can be renamed or linked.
+        device: Free space is that of a device.
+        free: Bytes that an unprivileged writer may still use.
+    """
+
+    mount: int
+    device: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """
+    All disks of a spec, and what they share.
+
+    Attributes:
+        trees: By label, in the order of the spec.
+        overlays: Who stands on whom, in all folders concerned.
+        labels: Disks whose desired or observed chain has a file, and disks of domains.
+        listed: Every file that a desired chain lists.
+        templates: Files that some disk of the spec calls a template.
+        folders: Those of the disks to be planned that exist.
+        in_flight: Images that interrupted steps write, with the labels of the disks concerned.
+    """
+
+    trees: Mapping[str, Tree]
+    overlays: Overlays
+    labels: Mapping[Path, Sequence[str]]
+    listed: frozenset[Path]
+    templates: frozenset[Path]
+    folders: Mapping[Path, Folder]
+    in_flight: Mapping[Path, Sequence[str]]
+
+    @classmethod
+    def of(
+        cls,
+        trees: Mapping[str, Tree],
+        overlays: Overlays,
+        domain_files: Iterable[tuple[Path, str]],
+        folders: Mapping[Path, Folder],
+        in_flight: Mapping[Path, Sequence[str]],
+    ) -> Forest:
+        """
+        The forest of these trees.
+
+        Args:
+            domain_files: Every file that a domain has as a disk, and whose it is.
+        """
+        labels: dict[Path, dict[str, None]] = {}
+        listed: set[Path] = set()
+        templates: set[Path] = set()
+        for label, tree in trees.items():
+            listed.update(tree.listed)
+            for path, entry in zip(tree.listed, tree.desired.chain, strict=True):
+                if entry.template:
+                    templates.add(path)
+            for path in (*tree.listed, *tree.chain.paths):
+                labels.setdefault(path, {})[label] = None
+        for path, label in domain_files:
+            labels.setdefault(path, {})[label] = None
+        return cls(
+            trees,
+            overlays,
+            {path: tuple(some) for path, some in labels.items()},
+            frozenset(listed),
+            frozenset(templates),
+            folders,
+            in_flight,
+        )
+
+    def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
+        """Who else stands on each image of *tree*, or lists it, in words; none where nobody."""
+        own = tree.own
+        found: dict[Path, tuple[str, ...]] = {}
+        for image in tree.chain:
+            if image.path in self.templates:
+                continue  # no user more or less changes what may be done with it
+            names = (image.path,) if image.second is None else (image.path, image.second)
+            others = self._others(image.identity, own, names, tree.desired.label)
+            if others:
+                found[image.path] = others
+        return found
+
+    def strangers(self, tree: Tree) -> tuple[Path, ...]:
+        """Unlisted overlays that stand on the active image of *tree*."""
+        active = tree.chain.active
+        if active is None or active.path in self.templates:
+            return ()
+        overlays = self.overlays.of(active.identity) - tree.own
+        return tuple(sorted(overlays - self.listed))
+
+    def taken(self, tree: Tree) -> frozenset[Path]:
+        """Second names of the chain's images that somebody else's header, spec or domain has."""
+        second = [image.second for image in tree.chain if image.second]
+        if not second:
+            return frozenset()
+        own, label = tree.own, tree.desired.label
+        return frozenset(
+            path
+            for path in second
+            if self.overlays.naming(path) - own or {*self.labels.get(path, ())} - {label}
+        )
+
+    def claimed(self, tree: Tree) -> dict[Path, str]:
+        """Leftovers of *tree* that somebody else stands on or lists, and who does."""
+        own, label = tree.own, tree.desired.label
+        claimed: dict[Path, str] = {}
+        for left in tree.state.leftovers:
+            there = tree.places.get(left.path)
+            if users := self._others(there, own, (left.path,), label):
+                claimed[left.path] = f"{', '.join(users)} stands on it or lists it"
+            elif left.path in self.templates:
+                claimed[left.path] = "the spec calls it a template"
+        return claimed
+
+    def interrupted_by(self, tree: Tree) -> str | None:
+        """Why *tree* waits for the interrupted steps of another disk; None: it need not."""
+        for path in (*tree.chain.paths, *(wanted.path for wanted in tree.wanted)):
+            for label in self.in_flight.get(path, ()):
+                if label != tree.desired.label:
+                    return (
+                        f"{path} is being merged by {label}, which was interrupted; "
+                        f"apply {label} under that name first"
+                    )
+        return None
+
+    def _others(
+        self, file: Identity | None, own: frozenset[Path], names: Iterable[Path], label: str
+    ) -> tuple[str, ...]:
+        """
+        The first who stand on *file* or list one of its *names*.
+
+        A base may have ten thousand users, and each of its disks asks: so a few are enough.
+        """
+        overlays = (path.name for path in self.overlays.ordered(file) if path not in own)
+        labels = (one for name in names for one in self.labels.get(name, ()) if one != label)
+        some = chain(islice(overlays, MANY), islice(labels, MANY))
+        return tuple(dict.fromkeys(some))[:MANY]

@@ -1,0 +1,439 @@
+"""
+The survey: every folder, header, state file and domain is read once, into a `Forest`.
+
+Nothing is decided here.  What the filesystem says goes through `Lookups`, so that a part of
+an earlier survey serves again for as long as its lookups have the same answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import ChainMap
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from reconciler.engine.around import Around
+from reconciler.engine.disk_state import DiskState, Unfinished, paths_in
+from reconciler.engine.forest import Folder, Forest, Tree
+from reconciler.engine.state import StateFolder
+from reconciler.model.desired import DesiredDisk, Entry, Spec
+from reconciler.model.errors import ReconcilerError, Refused
+from reconciler.model.image import Chain, FileId, Format, Identity, Image
+from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename, touched
+from reconciler.planner.task import Wanted
+from reconciler.tools import files, images, process, statx
+from reconciler.tools.lookups import Lookups
+from reconciler.tools.overlays import Overlays, scan
+
+
+class Context:
+    """What the spec as a whole says of files; one object for as long as that is the same."""
+
+    def __init__(self, formats: dict[Identity, Format], roots: images.Roots) -> None:
+        self.formats = formats
+        self.trust = images.Trust(formats, roots=roots)
+
+
+@dataclass(slots=True)
+class Survey:
+    """One survey of the disks of a spec."""
+
+    spec: Spec
+    states: StateFolder
+    lookups: Lookups
+    around: Around = field(init=False)
+    context: Context = field(init=False)
+
+    def __post_init__(self) -> None:
+        process.limit(self.spec.host.limits)
+        self.around = Around.of(self.spec)
+        self.context = self._context()
+
+    def forest(self, only: Iterable[DesiredDisk] | None = None) -> Forest:
+        """
+        The forest of the whole spec.
+
+        Args:
+            only: Disks that are to be planned; of the others only what they share counts.
+        """
+        chosen = {disk.label for disk in (self.spec.disks if only is None else only)}
+        trees = {disk.label: self._tree(disk) for disk in self.spec.disks}
+        chosen &= trees.keys()
+        for label in chosen:
+            trees[label] = self._compared(trees[label])
+        overlays = Overlays()
+        if any(trees[label].error is None for label in chosen):
+            overlays = self._overlays(trees.values())
+        for label in chosen:
+            trees[label] = self._in_use(trees[label], overlays)
+        return Forest.of(
+            trees,
+            overlays,
+            self._domain_files(),
+            self._folders(trees[label] for label in chosen),
+            self._in_flight(),
+        )
+
+    def overlays(self) -> Overlays:
+        """Who stands on whom, in every folder that the spec or a domain has images in."""
+        return self._overlays([self._tree(disk) for disk in self.spec.disks])
+
+    # What holds for all disks
+
+    def _context(self) -> Context:
+        if self.lookups.memory is None or self.around.domains:
+            return self._read_context()
+        given = self.spec.disks, self.spec.host
+        return self.lookups.memory.of(("context",), self.lookups, self._read_context, given)
+
+    def _read_context(self) -> Context:
+        formats: dict[Identity, Format] = {}
+        for disk in self.spec.disks:
+            for entry in disk.chain:
+                there = entry.format and images.identity_at(entry.path, self.lookups)
+                if entry.format and there:
+                    formats[there] = entry.format  # a name through any link counts
+        return Context(formats, self._roots())
+
+    def _roots(self) -> images.Roots:
+        """Folders below which images may lie: as the host's config says, else those of the spec."""
+        if (allowed := images.allowed_roots(self.spec.host)) is not None:
+            return allowed
+        # where a listed name is itself a link, its own folder counts, not the one it leads to
+        folders: set[str] = set()
+        for disk in self.spec.disks:
+            folders.update(os.path.dirname(entry.path) for entry in disk.chain)
+            folders.update(os.path.dirname(path) for path in (disk.active, *disk.discard) if path)
+        found = {self.lookups.real(folder) for folder in folders}
+        for disk in self.spec.disks:
+            found.update(str(path.parent) for path in self.around.named(disk))
+        return images.Roots(found)
+
+    def _domain_files(self) -> Iterator[tuple[Path, str]]:
+        for path, label in self.around.sources():
+            yield self.lookups.path(path), label
+
+    def _in_flight(self) -> Mapping[Path, Sequence[str]]:
+        return self.states.in_flight(self.lookups)
+
+    # One disk
+
+    def _tree(self, disk: DesiredDisk) -> Tree:
+        """*disk* with its state and its observed chain."""
+        if self.lookups.memory is None or disk.connection is not None:
+            return self._walked(disk)
+        given = disk, self.context
+        return self.lookups.memory.of(
+            ("tree", disk.label), self.lookups, lambda: self._walked(disk), given
+        )
+
+    def _walked(self, disk: DesiredDisk) -> Tree:
+        lookups = self.lookups
+        tree = Tree(
+            disk,
+            tuple(lookups.path(entry.path) for entry in disk.chain),
+            discard=tuple(lookups.path(path) for path in disk.discard),
+            trust=replace(self.context.trust, default=disk.format),
+        )
+        try:
+            state = self.states.disk(disk.domain, disk.target, lookups)
+            tree = replace(tree, state=state)
+            for path in paths_in(state):
+                tree.trust.require_allowed(str(lookups.path(path)))
+            if disk.connection is not None:
+                tree = self._as_libvirt_has_it(tree)
+            active = self._active(tree)
+            if active is None:
+                return tree
+            chain = images.walk(active, tree.trust, lookups)
+            if state.unfinished is None:
+                names = {**self._named_as_listed(tree, chain), **state.names}
+                tree = replace(tree, state=replace(state, names=names))
+            chain = images.with_names(chain, tree.state.names, lookups)
+            return replace(tree, chain=chain)
+        except ReconcilerError as error:
+            return replace(tree, error=str(error))
+
+    def _as_libvirt_has_it(self, tree: Tree) -> Tree:
+        found = self.around.disk(tree.desired)
+        spec = self.context.formats
+        own = {one: spec.get(one, known) for one, known in found.formats.items()}
+        formats = ChainMap(own, spec)  # the spec's formats are many, and shared
+        attached = self.lookups.path(found.path)
+        trust = replace(tree.trust, formats=formats)
+        return replace(tree, found=found, attached=attached, trust=trust)
+
+    def _active(self, tree: Tree) -> Path | None:
+        """
+        The observed active image; None: the disk is new.
+
+        It is the disk source of the domain; without libvirt the image that the state file
+        has, else `active`, else the highest listed image that exists and is no template.
+
+        Raises:
+            Refused: The image that libvirt or the state file names is not there.
+        """
+        state, disk = tree.state, tree.desired
+        if tree.found is not None:
+            return self._there(tree.found.path, tree, "its domain")
+        if (reached := self._reached(state)) is not None:
+            return reached
+        if state.active is not None:
+            return self._there(state.active, tree, "the state file")
+        if disk.active is not None and self._exists(disk.active):
+            return self.lookups.path(disk.active)
+        left = {one.path for one in state.leftovers}
+        for entry, path in zip(reversed(disk.chain), reversed(tree.listed), strict=True):
+            if not entry.template and path not in left and self._exists(path):
+                return path
+        return None
+
+    def _there(self, path: Path, tree: Tree, who: str) -> Path | None:
+        """
+        *path*, links resolved, which *who* names as the active image; None: it was given up.
+
+        Raises:
+            Refused: It is not there: what it held may be all of the guest's data.
+        """
+        if self._exists(path):
+            return self.lookups.path(path)
+        if tree.state.given_up == path:
+            return None
+        label = tree.desired.label
+        below = next((e.name for e in reversed(tree.desired.chain) if self._exists(e.path)), None)
+        rest = (
+            f"go on from {below} with: virt-chain adopt {label} {below}"
+            if below
+            else (f"let a new disk be created with: virt-chain adopt {label} --new")
+        )
+        raise Refused(
+            f"{path} is missing, and {who} names it as the active image of {label}",
+            f"is its folder mounted? If the image is gone for good, {rest}",
+        )
+
+    def _reached(self, state: DiskState) -> Path | None:
+        """
+        The active image that interrupted steps have already made: created, or renamed.
+
+        The state file learns of it only when the whole group is finished.
+        """
+        active, reached = state.active, None
+        steps = state.unfinished.steps if state.unfinished else ()
+        for step in steps:
+            match step:
+                case Create(image, backing):
+                    below = {backing, *(s.base for s in steps if isinstance(s, Pull))}
+                    below |= {s.backing for s in steps if isinstance(s, Rebase)}
+                    if self._exists(image) and self._backing_of(image) in below:
+                        active = reached = image
+                case Commit(top, base, True) if top == active:
+                    active = base
+                case Rename(source, target) if source == active:
+                    active = target
+                    if self._exists(target) and not self._exists(source):
+                        reached = target
+        return reached
+
+    def _backing_of(self, path: Path) -> Path | None:
+        """The file that the header of *path* names, links resolved; None: none."""
+        name = self.lookups.real(str(path))
+        try:
+            below = images.named_by(name, images.look_at(name, self.lookups))
+        except ReconcilerError:
+            return None
+        if below is None or self.lookups.stat(below) is None:
+            return None
+        return Path(self.lookups.real(below))
+
+    def _named_as_listed(self, tree: Tree, chain: Chain) -> dict[Path, Path]:
+        """
+        Files of the chain that the spec lists under another of their names.
+
+        A rename first gives the file its new name too (a hard link); a crash in
+        between and the loss of the state file leave it with both.
+        """
+        twice = [image for image in chain if image.links == 2 and image.path not in tree.listed]
+        if not twice:
+            return {}
+        found: dict[Path, Path] = {}
+        for entry, path in zip(tree.desired.chain, tree.listed, strict=True):
+            if entry.template or path in chain:
+                continue
+            there = images.identity_at(path, self.lookups)
+            for image in twice:
+                if there == image.identity and image.path.parent == path.parent:
+                    found[image.path] = path
+        return found
+
+    # Disks that are to be planned
+
+    def _compared(self, tree: Tree) -> Tree:
+        """*tree*, with what there is of each image that its desired chain lists."""
+        if tree.error is not None:
+            return tree
+        try:
+            by_identity = {image.identity: image for image in tree.chain}
+            wanted = tuple(
+                self._wanted(entry, path, by_identity, tree)
+                for entry, path in zip(tree.desired.chain, tree.listed, strict=True)
+            )
+            paths = set(tree.chain.paths)
+            outside = tuple(
+                (each.path, images.walk(each.path, tree.trust, self.lookups))
+                for each in wanted
+                if each.image is not None and each.path not in paths
+            )
+        except ReconcilerError as error:
+            return replace(tree, error=str(error))
+        places = {
+            one.path: there
+            for one in tree.state.leftovers
+            if (there := images.identity_at(one.path, self.lookups)) is not None
+        }
+        return replace(
+            tree,
+            wanted=wanted,
+            outside=outside,
+            places=places,
+            untouched=tree.state.unfinished is not None and _untouched(tree.state.unfinished),
+            replaced=_replaced(tree.state.unfinished) if tree.state.unfinished else (),
+            changes=self._changes(tree),
+        )
+
+    def _wanted(
+        self, entry: Entry, path: Path, chain: Mapping[Identity | None, Image], tree: Tree
+    ) -> Wanted:
+        # nothing is made or renamed to where nothing may be opened, either
+        tree.trust.require_allowed(str(path))
+        there = images.identity_at(path, self.lookups)
+        image = chain.get(there) if there is not None else None
+        if image is None and self.lookups.lstat(str(path)) is not None:
+            left = any(
+                one.path == path and there is not None and one.file.inode == there.inode
+                for one in tree.state.leftovers
+            )
+            if not left:
+                image = tree.trust.image(path, None, self.lookups)
+        return Wanted(
+            path=image.path if image else path,
+            name=entry.name,
+            image=image,
+            format=entry.format,
+            size=entry.size,
+            template=entry.template,
+            restore_point=entry.restore_point,
+        )
+
+    def _changes(self, tree: Tree) -> tuple[str, ...]:
+        """What somebody else has done to images below the active one, in sentences."""
+        if tree.state.unfinished is not None or not tree.state.images:
+            return ()
+        lower = {image.path for image in tree.chain.images[:-1]}
+        active = tree.chain.active.path if tree.chain.active else None
+        found = []
+        for path, known in tree.state.images.items():
+            if path not in lower:
+                where = "is the active image now" if path == active else "is not in the chain now"
+                found.append(f"{path.name} was below the active image and {where}")
+            elif what := self._change(path, known):
+                found.append(f"{path.name} {what}")
+        return tuple(found)
+
+    def _change(self, path: Path, known: FileId) -> str | None:
+        """
+        What happened to the image at *path* since it was *known*; None: nothing.
+
+        Owner, mode and links may change: libvirt changes them at each start of a guest.
+        """
+        there = self.lookups.lstat(str(path))
+        if there is not None:
+            same = (known.inode, known.size, known.modified)
+            if (there.st_ino, there.st_size, there.st_mtime_ns) == same:
+                return None
+        now = files.file_id(path)
+        if now is None or not now.is_same_file(known):
+            return "is another file now"
+        return "was written to"
+
+    def _overlays(self, trees: Collection[Tree]) -> Overlays:
+        folders: set[Path] = set()
+        for tree in trees:
+            folders.update(path.parent for path in tree.listed)
+            folders.update(image.path.parent for image in tree.chain)
+            folders.update(image.path.parent for _, some in tree.outside for image in some)
+        folders.update(path.parent for path, _ in self._domain_files())
+        there = tuple(sorted(one for one in folders if self._is_folder(one)))
+        if self.lookups.memory is None:
+            return scan(there, self.context.trust, self.lookups)
+        return self.lookups.memory.of(
+            ("overlays",),
+            self.lookups,
+            lambda: scan(there, self.context.trust, self.lookups),
+            (there, self.context),
+        )
+
+    def _in_use(self, tree: Tree, overlays: Overlays) -> Tree:
+        """*tree*, with whether other programs have its images open."""
+        active = tree.chain.active
+        if tree.error is not None or active is None:
+            return tree
+        if tree.found is None:
+            return replace(tree, busy=files.written_by_other(active.path))
+        if not tree.found.domain.on:
+            # libvirt may have lost a domain that runs, on whatever image of the chain
+            busy = any(files.written_by_other(image.second or image.path) for image in tree.chain)
+            return replace(tree, busy=busy)
+        above = overlays.of(active.identity)
+        ours = _is_live(tree.state.unfinished)
+        return replace(tree, lost=tree.found.lost(tree.chain, above, ours=ours))
+
+    def _folders(self, trees: Iterable[Tree]) -> dict[Path, Folder]:
+        """Folders of all images that the disks to be planned have or shall have."""
+        folders: set[Path] = set()
+        for tree in trees:
+            folders.update(image.path.parent for image in tree.chain)
+            folders.update(wanted.path.parent for wanted in tree.wanted)
+        found = {}
+        for folder in folders:
+            if self._is_folder(folder):
+                who = statx.identity_of(folder)
+                found[folder] = Folder(who.mount_id, who.device, files.free_bytes(folder))
+        return found
+
+    def _exists(self, path: Path) -> bool:
+        return self.lookups.stat(os.fspath(path)) is not None
+
+    def _is_folder(self, path: Path) -> bool:
+        return self.lookups.is_folder(os.fspath(path))
+
+
+def _untouched(unfinished: Unfinished) -> bool:
+    """True where nothing was written yet: each image is as it was before the first step."""
+    before = {link.image: link.file for link in unfinished.links}
+    return all(
+        _as_it_was(path, before[path]) if path in before else not os.path.lexists(path)
+        for step in unfinished.steps
+        for path in touched(step)
+    )
+
+
+def _as_it_was(path: Path, known: FileId | None) -> bool:
+    now = files.file_id(path)
+    return now is not None and known is not None and now.has_same_content(known)
+
+
+def _replaced(unfinished: Unfinished) -> tuple[Path, ...]:
+    """Images that somebody has put in the place of those that the steps began with."""
+    known = [link.file for link in unfinished.links if link.file is not None]
+    return tuple(
+        link.image
+        for link in unfinished.links
+        if link.file is not None
+        and (now := files.file_id(link.image)) is not None
+        and not any(now.is_same_file(one) for one in known)  # a step may have renamed one
+    )
+
+
+def _is_live(unfinished: Unfinished | None) -> bool:
+    return unfinished is not None and unfinished.live

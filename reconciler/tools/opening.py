@@ -1,0 +1,64 @@
+"""Opening a file under a name that was resolved before, and under no other one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+_OPENAT2 = 437
+_RESOLVE_NO_SYMLINKS = 0x04
+"""Source: openat2(2), linux/openat2.h; the number is the same on every architecture."""
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+_have_openat2 = True
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_HOW = _How(_FLAGS, 0, _RESOLVE_NO_SYMLINKS)
+
+
+def open_resolved(name: str) -> int:
+    """
+    A descriptor of the regular file *name*, an absolute name without symbolic links.
+
+    Whoever may write to a folder on the way could put a link there after the name was
+    resolved and allowed; such a name is refused.
+
+    Raises:
+        OSError: It cannot be opened (ELOOP: a component is a link by now), or is not a
+            regular file (EINVAL).
+    """
+    found = os.lstat(name)
+    if not stat.S_ISREG(found.st_mode):  # opening a device or a pipe may have effects
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    descriptor = _opened(name)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file any more", name)
+    return descriptor
+
+
+def _opened(name: str) -> int:
+    global _have_openat2
+    if _have_openat2:
+        encoded = os.fsencode(name)
+        size = ctypes.sizeof(_HOW)
+        descriptor: int = _libc.syscall(_OPENAT2, _AT_FDCWD, encoded, ctypes.byref(_HOW), size)
+        if descriptor >= 0:
+            return descriptor
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EPERM):  # an old kernel, or a seccomp filter
+            raise OSError(code, os.strerror(code), name)
+        if code == errno.ENOSYS:
+            _have_openat2 = False
+    descriptor = os.open(name, _FLAGS)
+    if os.readlink(f"/proc/self/fd/{descriptor}") != name:
+        os.close(descriptor)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    return descriptor
