@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -131,6 +131,8 @@ class Chain:
     """Images from base to active, each the backing file of the next."""
 
     images: tuple[Image, ...] = ()
+    _positions: dict[Path, int] | None = field(init=False, repr=False, compare=False, default=None)
+    """Where each image is, counted from the base; None until somebody asks."""
 
     def __str__(self) -> str:
         """Write the chain in the notation of the field: ``base <- mon <- tue*``."""
@@ -148,7 +150,7 @@ class Chain:
         return self.images[index]
 
     def __contains__(self, path: object) -> bool:
-        return any(image.path == path for image in self.images)
+        return path in self._by_path()
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -165,10 +167,19 @@ class Chain:
         Raises:
             KeyError: No image of the chain has this path.
         """
-        for position, image in enumerate(self.images):
-            if image.path == path:
-                return position
-        raise KeyError(f"{path} is not in {self}")
+        try:
+            return self._by_path()[path]
+        except KeyError:
+            raise KeyError(f"{path} is not in {self}") from None
+
+    def _by_path(self) -> dict[Path, int]:
+        positions = self._positions
+        if positions is None:
+            # of two images with one path the lower counts
+            upper_first = reversed(range(len(self.images)))
+            positions = {self.images[at].path: at for at in upper_first}
+            object.__setattr__(self, "_positions", positions)
+        return positions
 
     def image(self, path: Path) -> Image:
         """The image at *path*; KeyError where the chain has none."""

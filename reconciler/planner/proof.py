@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import assert_never
 
@@ -66,35 +65,37 @@ Word = tuple[Letter, ...]
 
 def reduced(word: Word, size: int) -> Word:
     """The one shortest form of *word*, as far as a reader of *size* bytes can tell."""
-    kept: list[Letter] = []
+    last: dict[Letter, None] = {}
     zeroes_from = size
     for letter in reversed(word):
         if isinstance(letter, Zeroes):
             if letter.start < zeroes_from:
-                kept.append(letter)
+                last[letter] = None
                 zeroes_from = letter.start
-        elif letter not in kept:
-            kept.append(letter)
+        elif letter not in last:
+            last[letter] = None
             if letter.total:
                 break
-    letters = kept[::-1]
-    while (at := _out_of_order(letters)) is not None:
-        below, above = letters[at], letters[at + 1]
-        if isinstance(below, Zeroes) or below.total:
-            del letters[at + 1]  # these bytes are zeroes already
+    letters: list[Letter] = []
+    for letter in reversed(last):
+        if isinstance(letter, Zeroes):
+            _sink(letters, letter)
         else:
-            letters[at : at + 2] = [above, below]
+            letters.append(letter)
     return tuple(letters)
 
 
-def _out_of_order(letters: list[Letter]) -> int | None:
-    """Where zeroes stand right above a letter that writes nothing where they do."""
-    for at, (below, above) in enumerate(pairwise(letters)):
-        if isinstance(above, Zeroes):
-            edge = below.start if isinstance(below, Zeroes) else below.limit
-            if edge <= above.start:
-                return at
-    return None
+def _sink(letters: list[Letter], zeroes: Zeroes) -> None:
+    """Put *zeroes* on top of *letters*, below all that write nothing where they do."""
+    at = len(letters)
+    while at:
+        below = letters[at - 1]
+        if (below.start if isinstance(below, Zeroes) else below.limit) > zeroes.start:
+            break
+        if isinstance(below, Zeroes) or below.total:
+            return  # these bytes are zeroes already
+        at -= 1
+    letters.insert(at, zeroes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +128,7 @@ class World:
 
     def view(self, path: Path) -> Word:
         """The unreduced word of the view of *path*; ProofFailed where the chain is broken."""
-        word: Word = ()
-        seen: set[Path] = set()
-        at: Path | None = path
-        while at is not None:
-            if at in seen:
-                raise ProofFailed(f"{short_name(at)} stands on itself")
-            seen.add(at)
-            held = self._held(at)
-            edge: Word = ()
-            if held.backing is not None and (below := self._held(held.backing)).size != held.size:
-                edge = (Zeroes(min(held.size, below.size)),)
-            word = (*edge, *held.word, *word)
-            at = held.backing
-        return word
+        return self.above(None, path)
 
     def reads(self, path: Path, size: int | None = None) -> tuple[int, Word]:
         """Size and reduced word of what a reader of *path* sees, up to *size* bytes."""
@@ -153,30 +141,32 @@ class World:
         except KeyError:
             raise ProofFailed(f"{path} is named and does not exist") from None
 
-    def _chain(self) -> list[Path]:
+    def _chain(self) -> Iterable[Path]:
         """The active image and all below it: those whose headers a step rewrites."""
-        found: list[Path] = []
+        found: dict[Path, None] = {}
         at = self.active
         while at is not None and at in self.images and at not in found:
-            found.append(at)
+            found[at] = None
             at = self.images[at].backing
         return found
 
     def above(self, base: Path | None, top: Path) -> Word:
         """The word that *top* and all images above *base* add to the view of *base*."""
-        word: Word = ()
+        downwards: list[Word] = []
+        seen: set[Path] = set()
         at: Path | None = top
         while at != base:
             if at is None:
                 raise ProofFailed(f"{base} is not below {top}")
+            if at in seen:
+                raise ProofFailed(f"{short_name(at)} stands on itself")
+            seen.add(at)
             held = self._held(at)
-            below = self.images.get(held.backing) if held.backing else None
-            edge: Word = ()
-            if below is not None and held.size != below.size:
-                edge = (Zeroes(min(held.size, below.size)),)
-            word = (*edge, *held.word, *word)
+            downwards.append(held.word)
+            if held.backing is not None and (below := self._held(held.backing)).size != held.size:
+                downwards.append((Zeroes(min(held.size, below.size)),))
             at = held.backing
-        return word
+        return tuple(letter for word in reversed(downwards) for letter in word)
 
     def after(self, step: Step) -> World:
         """The world that *step* leaves behind."""
@@ -259,21 +249,65 @@ def prove(
     before = world.active
     first, state = _grown_view(world, before), _grown_view(world, current)
     frozen = {path: world.images[path] for path in untouched if path in world.images}
+    used: set[Path] = set()
+    look = True  # the first step is judged in full
     for step in steps:
-        world = world.after(step)
-        for path, view in views.items():
-            if world.reads(path) != view:
+        earlier, world = world, world.after(step)
+        changed = _changed(earlier, world)
+        look = look or world.active != earlier.active or not changed.isdisjoint(used)
+        same: set[Path] = set()
+        for path, view in views.items() if look else ():
+            if not _as_before(world, path, changed, same) and world.reads(path) != view:
                 raise ProofFailed(f"{step} changes the restore point {short_name(path)}")
-        for path, held in frozen.items():
+            same.add(path)
+        for path, held in frozen.items() if not changed.isdisjoint(frozen) else ():
             if world.images.get(path) != held:
                 raise ProofFailed(f"{step} changes {short_name(path)}, which is not ours")
         # until the switch of a rollback the guest has what is discarded
         expected = first if world.active == before != current else state
-        if expected and not _shows(world, expected):
+        if look and expected and not _shows(world, expected):
             raise ProofFailed(f"{step} changes the current state")
+        if look:
+            used, look = _made_of(world, [*views, world.active]), False
     if state and not _shows(world, state):
         raise ProofFailed("the last step does not end in the current state")
     return world
+
+
+def _changed(before: World, after: World) -> set[Path]:
+    """Images that are another one, or only there, in one of two worlds."""
+    old, new = before.images, after.images
+    gone = old.keys() - new.keys()
+    return gone | {path for path, held in new.items() if old.get(path) is not held}
+
+
+def _as_before(world: World, path: Path, changed: set[Path], same: set[Path]) -> bool:
+    """
+    True where the view of *path* must read as it did before a step.
+
+    It must where *path* and all below it are unchanged, down to the base or to
+    a view that reads the same: only the other views have to be read anew.
+
+    Args:
+        changed: Images that the step changed.
+        same: Images whose views are known to read as before.
+    """
+    at: Path | None = path
+    while at is not None and at not in same:
+        if at in changed:
+            return False
+        at = world.images[at].backing
+    return True
+
+
+def _made_of(world: World, views: Iterable[Path | None]) -> set[Path]:
+    """Every image that one of *views* reads from."""
+    found: set[Path] = set()
+    for at in views:
+        while at is not None and at in world.images and at not in found:
+            found.add(at)
+            at = world.images[at].backing
+    return found
 
 
 def _grown_view(world: World, path: Path | None) -> tuple[int, Word] | None:
