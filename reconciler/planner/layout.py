@@ -62,9 +62,11 @@ def lay_out(task: Task) -> Layout:
     above = task.wanted[len(outside) :]
     start = max((chain.index(i.path) + 1 for i in outside if i.path in chain), default=0)
     kept = _kept_indices(above, chain)
+    highest = max((p for p, index in enumerate(kept) if index is not None), default=-1)
     slots = []
     for position, wanted in enumerate(above):
-        slots.append(Slot(wanted, kept[position], _ends(task, above, kept, position, chain)))
+        ends = _ends(task, above, kept, position, chain, highest)
+        slots.append(Slot(wanted, kept[position], ends))
     return Layout(chain, discarded, outside, start, tuple(slots))
 
 
@@ -84,23 +86,15 @@ def settled(task: Task, layout: Layout) -> bool:
 
 
 def restore_points(task: Task, layout: Layout) -> RestorePoints:
-    below_active = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
+    stay = {slot.wanted.path for slot in layout.slots[:-1] if slot.kept is not None}
     no_views = {wanted.path for wanted in task.wanted if not wanted.restore_point}
     outside = set(layout.outside.paths)
-    kept = tuple(
-        image.path
-        for image in layout.chain
-        if image.path in below_active | outside and image.path not in no_views
-    )
-    dropped = tuple(
-        image.path
-        for image in task.chain.images[:-1]
-        if image.path not in kept
-        and image not in layout.discarded
-        and image.path not in no_views
-        and image.path not in outside
-    )
-    return RestorePoints(kept, dropped, tuple(image.path for image in layout.discarded))
+    stay = (stay | outside) - no_views
+    kept = tuple(path for path in layout.chain.paths if path in stay)
+    discarded = tuple(image.path for image in layout.discarded)
+    others = {*kept, *discarded} | no_views | outside
+    dropped = tuple(path for path in task.chain.paths[:-1] if path not in others)
+    return RestorePoints(kept, dropped, discarded)
 
 
 def _no_strangers(task: Task) -> None:
@@ -202,10 +196,10 @@ def _ends(
     kept: tuple[int | None, ...],
     position: int,
     chain: Chain,
+    highest: int,
 ) -> range:
     top = len(chain) - 1
     index = kept[position]
-    highest = max((p for p, i in enumerate(kept) if i is not None), default=-1)
     if index is None:
         # the first new image takes what was dropped above the highest kept one
         return range(top, top + 1) if position == highest + 1 and len(chain) else range(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -272,23 +272,20 @@ def _chained(
             )
         )
     now = next((one.before for one in planned if one.deferred), chain)
-    replaced = {path for one in planned for path in touched(one.step)}
+    stay = {wanted.path for wanted in task.wanted}
+    stay |= {one.step.source for one in planned if isinstance(one.step, Rename)}
+    held = identities(now)
     for index, image in reversed(list(enumerate(task.chain))):
-        if image.path in chain or image.path in {w.path for w in task.wanted}:
+        if image.path in chain or image.path in stay or not _removable(task, layout, index):
             continue
-        renamed = any(
-            isinstance(one.step, Rename) and one.step.source == image.path for one in planned
-        )
-        if renamed or not _removable(task, layout, index):
-            continue
-        merged = "its data is thrown away" if image in layout.discarded else "its data is merged"
-        if image in layout.discarded and image.path in replaced:
-            merged = "its data is thrown away"
-        planned.append(_removed(Remove(image.path), merged, image, chain, now))
+        discarded = index >= len(layout.chain)
+        merged = "its data is thrown away" if discarded else "its data is merged"
+        planned.append(_removed(Remove(image.path), merged, image, chain, now, held))
+    last = identities(chain)
     planned += [
-        _removed(Remove(image.second), "its other name", image, chain, now)
+        _removed(Remove(image.second), "its other name", image, chain, now, held)
         for image in reversed(task.chain.images[task.frozen :])
-        if image.second is not None and task.on and image.identity not in identities(chain)
+        if image.second is not None and task.on and image.identity not in last
     ]
     return (*planned, *_forgotten(task, chain, now, planned))
 
@@ -298,9 +295,21 @@ def identities(chain: Chain) -> set[Identity | None]:
     return {image.identity for image in chain}
 
 
-def _removed(step: Remove, reason: str, image: Image, chain: Chain, now: Chain) -> PlannedStep:
-    """A removal: after the steps that are done *now*, or after the last one of all."""
-    if image.identity in identities(now):
+def _removed(
+    step: Remove,
+    reason: str,
+    image: Image,
+    chain: Chain,
+    now: Chain,
+    held: Container[Identity | None],
+) -> PlannedStep:
+    """
+    A removal: after the steps that are done *now*, or after the last one of all.
+
+    Args:
+        held: The files of *now*.
+    """
+    if image.identity in held:
         return PlannedStep(step, chain, chain, reason, deferred="after the steps that wait")
     frees = image.actual_size if step.image == image.path else 0
     return PlannedStep(step, now, now, reason, frees=frees)
@@ -326,7 +335,7 @@ def _forgotten(
 
 
 def _removable(task: Task, layout: Layout, index: int) -> bool:
-    if task.chain[index] in layout.discarded:
+    if index >= len(layout.chain):  # what is discarded lies on top
         return index >= task.frozen
     return vanishes(task, task.chain, index)
 
@@ -334,13 +343,10 @@ def _removable(task: Task, layout: Layout, index: int) -> bool:
 def _notes(task: Task, layout: Layout, planned: tuple[PlannedStep, ...]) -> Iterable[str]:
     if not planned:
         return
-    gone = {one.step.image for one in planned if isinstance(one.step, Remove)}
+    told = {path for one in planned for path in touched(one.step)}
+    told |= {wanted.path for wanted in task.wanted}
     for index, image in enumerate(task.chain):
-        if image.path in planned[-1].after or image.path in gone:
-            continue
-        if any(image.path in touched(one.step) for one in planned):
-            continue
-        if image.path in {wanted.path for wanted in task.wanted}:
+        if image.path in planned[-1].after or image.path in told:
             continue
         why = task.frozen_because(image)
         if why is None and index < task.frozen:

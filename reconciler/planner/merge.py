@@ -7,8 +7,9 @@ up afterwards: so no cluster moves twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from reconciler.model.image import Chain, Format, Image, short_name
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename, Step
 from reconciler.model.units import human_size
 from reconciler.planner.layout import Layout, Slot, describe
-from reconciler.planner.price import at_most_differing, moved
+from reconciler.planner.price import Moves, at_most_differing, moved, moves
 from reconciler.planner.task import Task, View
 
 
@@ -37,7 +38,7 @@ class Priced:
     deferred: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """
     A run of images that ends in one image of the desired chain.
@@ -59,9 +60,20 @@ class Run:
     lower_size: int
     foreign: Chain
 
-    @property
+    @cached_property
     def images(self) -> tuple[Image, ...]:
         return self.chain.images[self.first : self.last + 1]
+
+    @cached_property
+    def dips(self) -> bool:
+        """True where an image is shorter than the one above it."""
+        return any(low.virtual_size < up.virtual_size for low, up in pairwise(self.images))
+
+    @cached_property
+    def why(self) -> str:
+        """Why the run becomes one image."""
+        gone = tuple(image for image in self.images if image.path != self.target)
+        return f"the spec drops {describe(gone)}" if gone else f"it ends in {self.slot.wanted.name}"
 
     @property
     def top(self) -> Image:
@@ -202,16 +214,22 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
     choices: list[Choice] = []
     obstacles: dict[str, list[str]] = {}
     while_on = False
+    blocks = tuple(_blocks(task, run))
+    prices: dict[int, Moves] = {}
     for index in range(run.first, run.last + 1):
-        obstacle = _obstacle(task, run, index, views)
+        obstacle = _obstacle(task, run, index, views, blocks)
         if live and obstacle is None and (obstacle := _not_live(task, run, index)):
             while_on = True
         if obstacle:
             obstacles.setdefault(obstacle, []).append(run.chain[index].name)
         else:
-            choices.append(_into(run, index, views, live=live))
+            cluster = run.chain[index].cluster_size
+            if cluster not in prices:
+                extents, size = views[run.top.path].extents, run.top.virtual_size
+                prices[cluster] = moves(extents, len(run.images), cluster, size)
+            choices.append(_into(run, index, views, prices[cluster], live=live))
     if run.slot.kept is None:
-        obstacle = _blocked(task, run, None) or _new_format(task, run)
+        obstacle = _blocked(blocks, None) or _new_format(task, run)
         if live and obstacle is None and (obstacle := _no_jobs(task, run) or _no_pull(run)):
             while_on = True
         if obstacle:
@@ -238,7 +256,7 @@ def _no_jobs(task: Task, run: Run) -> str | None:
         return "a paused guest cannot be made to flush; resume it, or shut it off"
     if run.foreign.images:
         return "a running guest cannot go to a foreign base"
-    if any(lower.virtual_size < upper.virtual_size for lower, upper in pairwise(run.images)):
+    if run.dips:
         return "an image is shorter than the one above it, which block jobs read wrong"
     return None
 
@@ -279,12 +297,14 @@ def _because(obstacles: Mapping[str, list[str]]) -> str:
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in obstacles.items())
 
 
-def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> str | None:
+def _obstacle(
+    task: Task, run: Run, index: int, views: Mapping[Path, View], blocks: Sequence[Block]
+) -> str | None:
     """Why the file of the image at *index* cannot hold the merged data; None: it can."""
     image = run.chain[index]
     commits, pulls = index < run.last, index > run.first or bool(run.foreign.images)
     reasons = [
-        _blocked(task, run, index),
+        _blocked(blocks, index),
         _frozen(task, run, index),
         _format(task, run, image),
         _elsewhere(task, run, image),
@@ -304,30 +324,41 @@ def _obstacle(task: Task, run: Run, index: int, views: Mapping[Path, View]) -> s
     return next((reason for reason in reasons if reason), None)
 
 
-def _blocked(task: Task, run: Run, survivor: int | None) -> str | None:
-    """What forbids the merge of *run*, whoever of the others survives."""
+Block = tuple[int | None, str]
+"""Why a run cannot be merged, and the index of the image that may survive nevertheless, if any."""
+
+
+def _blocks(task: Task, run: Run) -> Iterator[Block]:
+    """What forbids the merge of *run*, lowest image first."""
     for index, image in enumerate(run.images, start=run.first):
-        if image.encrypted:
-            return "encrypted images are left alone; decrypt with qemu-img convert first"
-        if image.data_file:
-            return "its data lies in an external data file, which is left alone"
-        if image.corrupt:
-            return "it is marked corrupt; run qemu-img check -r all first"
-        if image.unknown_features:
-            return f"unknown incompatible features {image.unknown_features:#x}"
-        if index == survivor or not vanishes(task, run.chain, index):
+        if why := _left_alone(image):
+            yield None, why
+        elif not vanishes(task, run.chain, index):
             continue
-        if image.snapshots:
-            return (
-                f"the {image.snapshots} internal snapshot(s) of {image.name} would be lost; "
-                "delete them with qemu-img snapshot -d, or keep the image"
-            )
-        if image.bitmaps and task.bitmaps == "keep":
-            return (
-                f"the {image.bitmaps} dirty bitmap(s) of {image.name} would be lost; "
-                'write bitmaps = "drop" to allow it'
-            )
+        elif image.snapshots:
+            lost = f"the {image.snapshots} internal snapshot(s) of {image.name} would be lost"
+            yield index, f"{lost}; delete them with qemu-img snapshot -d, or keep the image"
+        elif image.bitmaps and task.bitmaps == "keep":
+            lost = f"the {image.bitmaps} dirty bitmap(s) of {image.name} would be lost"
+            yield index, f'{lost}; write bitmaps = "drop" to allow it'
+
+
+def _left_alone(image: Image) -> str | None:
+    """Why *image* takes part in no merge; None: it may."""
+    if image.encrypted:
+        return "encrypted images are left alone; decrypt with qemu-img convert first"
+    if image.data_file:
+        return "its data lies in an external data file, which is left alone"
+    if image.corrupt:
+        return "it is marked corrupt; run qemu-img check -r all first"
+    if image.unknown_features:
+        return f"unknown incompatible features {image.unknown_features:#x}"
     return None
+
+
+def _blocked(blocks: Sequence[Block], survivor: int | None) -> str | None:
+    """The first of *blocks* that stands in the way of *survivor*; None as survivor: a new file."""
+    return next((why for spares, why in blocks if spares is None or spares != survivor), None)
 
 
 def vanishes(task: Task, chain: Chain, index: int) -> bool:
@@ -337,8 +368,9 @@ def vanishes(task: Task, chain: Chain, index: int) -> bool:
 
 def _golden(task: Task, chain: Chain, index: int) -> bool:
     """True for a base that the spec no longer lists and leaves on disk."""
-    listed = {wanted.path for wanted in task.wanted}
-    return index == 0 and not task.remove_base and chain[0].path not in listed
+    if index or task.remove_base:
+        return False
+    return all(wanted.path != chain[0].path for wanted in task.wanted)
 
 
 def _frozen(task: Task, run: Run, index: int) -> str | None:
@@ -483,23 +515,23 @@ def _create(task: Task, run: Run) -> Choice:
     return Choice(0, 0, (Priced(step, 0, reason),))
 
 
-def _into(run: Run, index: int, views: Mapping[Path, View], *, live: bool = False) -> Choice:
-    """The file of the image at *index* survives."""
-    image, top, extents = run.chain[index], run.top, views[run.top.path].extents
+def _into(
+    run: Run, index: int, views: Mapping[Path, View], prices: Moves, *, live: bool = False
+) -> Choice:
+    """The file of the image at *index*, of whose cluster size *prices* are, survives."""
+    image, top = run.chain[index], run.top
     depth = run.last - index
-    size = top.virtual_size
     steps: list[Priced] = []
     if depth:
-        down = moved(extents, range(depth), image.cluster_size, size)
         relink = live or run.target != top.path
-        steps.append(Priced(Commit(top.path, image.path, relink), down, _why(run)))
+        commit = Commit(top.path, image.path, relink)
+        steps.append(Priced(commit, prices.down[depth], run.why))
     if run.foreign.images and run.lower is not None:
         up = _foreign_price(run, depth, views)
         onto = f"the spec has {run.chain[index].name} on {run.foreign.images[-1].name}"
         steps.append(Priced(Rebase(image.path, run.lower), up, onto))
     elif index > run.first:
-        up = moved(extents, range(depth + 1, run.last - run.first + 1), image.cluster_size, size)
-        steps.append(Priced(Pull(image.path, run.lower), up, _why(run)))
+        steps.append(Priced(Pull(image.path, run.lower), prices.up[depth], run.why))
     if image.path != run.target:
         reason = "its file holds the merged data"
         if live:
@@ -519,10 +551,10 @@ def _into_new(run: Run, views: Mapping[Path, View]) -> Choice:
     steps = [Priced(create, 0, f"takes the data of {describe(run.images)}")]
     if run.foreign.images and run.lower is not None:
         price = _foreign_price(run, -1, views)
-        steps.append(Priced(Rebase(run.target, run.lower), price, _why(run)))
+        steps.append(Priced(Rebase(run.target, run.lower), price, run.why))
     else:
         price = up
-        steps.append(Priced(Pull(run.target, run.lower), up, _why(run)))
+        steps.append(Priced(Pull(run.target, run.lower), up, run.why))
     return Choice(price, 4, tuple(steps))
 
 
@@ -539,11 +571,6 @@ def _foreign_price(run: Run, depth: int, views: Mapping[Path, View]) -> int:
         theirs=views[run.lower].extents,
     )
     return total(rounded(runs, 65536, run.top.virtual_size))
-
-
-def _why(run: Run) -> str:
-    gone = tuple(image for image in run.images if image.path != run.target)
-    return f"the spec drops {describe(gone)}" if gone else f"it ends in {run.slot.wanted.name}"
 
 
 def _explained(cheapest: Choice, choices: list[Choice]) -> Choice:

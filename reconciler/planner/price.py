@@ -9,6 +9,8 @@ k costs |U| - |W(k)|.  Source: FIELD_NOTES §3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 from reconciler.model.extents import Extents, Range, join, ranges, rounded, total
 
@@ -25,6 +27,56 @@ def moved(extents: Extents, depths: range, cluster: int, size: int) -> int:
     """
     runs = ranges(one for one in extents if one.data and one.depth in depths)
     return total(rounded(runs, max(cluster, 1), size))
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """
+    What is copied, by the depth of the image that survives, in bytes.
+
+    Attributes:
+        down: From the images above it, by a commit: as `moved` of their depths.
+        up: From the images below it in the run, by a pull.
+    """
+
+    down: tuple[int, ...]
+    up: tuple[int, ...]
+
+
+def moves(extents: Extents, count: int, cluster: int, size: int) -> Moves:
+    """
+    The price of every survivor of a run of *count* images, in one pass.
+
+    A unit of allocation is copied once, by a commit if any image above the
+    survivor provides a part of it, and by a pull if any below does: what counts
+    is the least and the greatest depth of each unit.
+
+    Args:
+        extents, cluster, size: As `moved` has them.
+    """
+    unit = max(cluster, 1)
+    least, greatest = [0] * count, [0] * count
+    done, low, high = 0, 0, 0  # the end of what is counted, and the depths of its last unit
+    for one in sorted(extents, key=lambda extent: extent.start):
+        if not one.data or one.depth >= count:
+            continue
+        start = one.start // unit * unit
+        end = min(-(-one.end // unit) * unit, size)
+        if start < done:  # the last unit has a part of this run, too
+            shared = done - start
+            least[low] -= shared
+            greatest[high] -= shared
+            low, high = min(low, one.depth), max(high, one.depth)
+            least[low] += shared
+            greatest[high] += shared
+            start = done
+        if start < end:
+            least[one.depth] += end - start
+            greatest[one.depth] += end - start
+            done, low, high = end, one.depth, one.depth
+    above = accumulate(least, initial=0)
+    up_to = accumulate(greatest)
+    return Moves(tuple(above)[:count], tuple(sum(greatest) - here for here in up_to))
 
 
 def at_most_differing(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reconciler.model.extents import Extent, Range, join, ranges, rounded, total
-from reconciler.planner.price import at_most_differing, moved, subtract
+from reconciler.planner.price import at_most_differing, moved, moves, subtract
 
 MOST = 60
 """Bytes of the disks in these tests."""
@@ -112,6 +112,17 @@ def test_moved_bytes_are_whole_clusters_of_visible_data(extents, depths, cluster
         for byte in range(one.start, one.end)
     }
     assert found == sum(byte // unit in clusters for byte in range(MOST))
+
+
+@given(maps(), st.integers(1, 4), st.integers(0, 16), st.integers(1, MOST))
+def test_the_price_of_every_survivor_is_what_a_count_for_it_alone_gives(
+    extents, count, cluster, size
+):
+    found = moves(extents, count, cluster, size)
+
+    alone = [moved(extents, range(depth), cluster, size) for depth in range(count)]
+    below = [moved(extents, range(depth + 1, count), cluster, size) for depth in range(count)]
+    assert (list(found.down), list(found.up)) == (alone, below)
 
 
 @given(maps(), maps(), st.integers(0, 3), st.integers(0, 3))

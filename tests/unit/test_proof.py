@@ -323,6 +323,20 @@ BAD = [
         None,
     ),
     (
+        "a pull out of an image whose backing file is gone",
+        "b <- p <- x*",
+        [Attach(path("b")), Remove(path("p")), pull("x", "p")],
+        {"keeps": "b", "current": "b"},
+        "/images/p.qcow2 is named and does not exist",
+    ),
+    (
+        "a view that changes after many steps that change none",
+        "b <- p <- q <- r <- x*",
+        [pull("x", "b"), Remove(path("r")), Remove(path("q")), commit("x", "b")],
+        {"keeps": "b"},
+        "commit x down into b changes the restore point b",
+    ),
+    (
         "a base that stands on its own overlay",
         "b <- p <- x*",
         [rebase("b", "p")],
