@@ -105,7 +105,9 @@ class Session:
         return self._run(spec, plan, looks) and not gone
 
     def _show(self, plan: Plan) -> None:
-        if not self.as_json and (plan.errors or any(disk.steps for disk in plan.disks)):
+        if not self.as_json and (
+            plan.errors or any(disk.steps or disk.warnings for disk in plan.disks)
+        ):
             report.print_plan(plan, report.console(), None)
 
     def _ask(self, plan: Plan, max_drops: int) -> None:

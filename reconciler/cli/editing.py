@@ -106,7 +106,7 @@ class Texts:
 def snapshot(act: Act, name: str | None) -> bool:
     """Add one overlay on top of each disk; True where the disks are as the new spec says."""
     spec = _load(act, {})
-    disks = _disks(spec, act.where)
+    disks = disks_named(spec, act.where)
     texts = Texts()
     for disk, new in zip(disks, _new_names(spec, disks, name), strict=True):
         text = edit.add_overlay(
@@ -119,7 +119,7 @@ def snapshot(act: Act, name: str | None) -> bool:
 def drop(act: Act, images: Sequence[str]) -> bool:
     """Take *images* out of the chains of the disks; True where that is done."""
     spec = _load(act, {})
-    disks = _disks(spec, act.where)
+    disks = disks_named(spec, act.where)
     gone: dict[str, set[str]] = {disk.label: set() for disk in disks}
     for image in images:
         found = [(disk, entry) for disk in disks if (entry := _entry(disk, image)) is not None]
@@ -142,7 +142,7 @@ def drop(act: Act, images: Sequence[str]) -> bool:
 def roll_back(act: Act, image: str) -> bool:
     """Let each disk go on from *image* in a new overlay; True where that is done."""
     spec = _load(act, {})
-    disks = _disks(spec, act.where)
+    disks = disks_named(spec, act.where)
     points = [_restore_point(disk, image, disks) for disk in disks]
     looks = look(spec, act.states, disks)
     _remember(spec, act.states, looks)
@@ -243,7 +243,7 @@ def _load(act: Act, texts: Mapping[Path, str]) -> Spec:
     return load([act.spec], texts).through(act.connect).on(read_host())
 
 
-def _disks(spec: Spec, where: str) -> list[DesiredDisk]:
+def disks_named(spec: Spec, where: str) -> list[DesiredDisk]:
     """The disks that *where* names."""
     found = [disk for disk in spec.disks if where in (disk.domain, disk.label)]
     if not found:

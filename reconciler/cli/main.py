@@ -373,6 +373,39 @@ def rollback(
     raise typer.Exit(Exit.DONE if editing.roll_back(act, to) else Exit.ERROR)
 
 
+@app.command()
+def adopt(
+    context: typer.Context,
+    where: Annotated[str, typer.Argument(metavar="DOMAIN:DISK", help="One disk of the spec.")],
+    image: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[IMAGE]",
+            help="The active image from now on; left out: the one that the disk has.",
+        ),
+    ] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="The image is gone for good: create a new disk.")
+    ] = False,
+    spec: EditedSpec = Path("."),
+    yes: Yes = False,
+    connect: Connect = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Accept what is on the disk after another program or a person has changed it."""
+    from reconciler.cli import adopting
+    from reconciler.cli.editing import disks_named
+
+    if image is not None and new:
+        raise Mistake("--new and an image exclude each other; give one of them")
+    loaded = _loaded([spec], connect)
+    disks = disks_named(loaded, where)
+    if len(disks) > 1:
+        names = ", ".join(disk.label for disk in disks)
+        raise Mistake(f"{where} has several disks; name one of {names}")
+    adopting.adopt(loaded, _states(context, state_dir), disks[0], image, new=new, yes=yes)
+
+
 @app.command(name="import")
 def import_(
     context: typer.Context,
@@ -589,7 +622,7 @@ def _print_json(data: dict[str, Any]) -> None:
 
 
 def _print_plan(made: Plan, apply_with: str) -> None:
-    if made.errors or any(disk.steps for disk in made.disks):
+    if made.errors or any(disk.steps or disk.warnings for disk in made.disks):
         from reconciler.cli import report
 
         report.print_plan(made, report.console(), apply_with)

@@ -101,6 +101,7 @@ def print_plan(plan: Plan, out: Console, apply_with: str | None) -> None:
     Args:
         apply_with: The command that applies it; None: left out.
     """
+    print_warnings(plan, out)
     shown = [disk for disk in plan.disks if disk.steps or disk.error]
     for disk in shown:
         print_disk(disk, out)
@@ -108,6 +109,13 @@ def print_plan(plan: Plan, out: Console, apply_with: str | None) -> None:
     out.print(Text(closing(plan)))
     if plan.changes and apply_with:
         out.print(Text(printable(f"Apply it with: {apply_with}")))
+
+
+def print_warnings(plan: Plan, out: Console) -> None:
+    """What has to be known before anything else is read."""
+    for disk in plan.disks:
+        for warning in disk.warnings:
+            out.print(Text(printable(f"{disk.label}  WARNING: {warning}"), style="bold yellow"))
 
 
 def closing(plan: Plan) -> str:

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.cli.naming import Naming, naming, printable
-from reconciler.cli.report import counts, print_table, waiting_steps
-from reconciler.engine.looking import Look
+from reconciler.cli.report import counts, print_table, print_warnings, waiting_steps
 from reconciler.engine.showing import Forest, Shown, forest
+from reconciler.engine.tasks import Look
 from reconciler.model.domain import Job
-from reconciler.model.plan import DiskPlan
+from reconciler.model.plan import DiskPlan, Plan
 from reconciler.model.units import human_size
 
 STYLES = {"active": "bold green", "template": "blue", "dropped": "yellow", "being merged": "red"}
@@ -22,6 +22,7 @@ STYLES = {"active": "bold green", "template": "blue", "dropped": "yellow", "bein
 
 def print_show(looks: Sequence[Look], plans: Sequence[DiskPlan], out: Console) -> None:
     """The forest of all images, then one line a disk: as the spec says, or its drift."""
+    print_warnings(Plan((), tuple(plans)), out)
     trees = forest(looks)
     name = naming(trees.images)
     if trees.images:

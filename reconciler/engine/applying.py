@@ -229,14 +229,14 @@ class Applier:
         """
         if found.chain.active is None or found.changes:
             return
-        if _settled_state(found.state, found.chain) == found.state:
+        if settled_state(found.state, found.chain) == found.state:
             return
         disk = found.desired
         with self.states.locked(disk.domain, disk.target, self._wait_for) as session:
             if replace(session.state, names=found.state.names) != found.state:
                 return  # somebody has applied it since: what was found is out of date
             _tidy(found.state.unfinished)  # a record of steps that never began is dropped
-            state = _settled_state(found.state, found.chain)
+            state = settled_state(found.state, found.chain)
             session.write(replace(state, applied=now()))
 
     @contextmanager
@@ -256,7 +256,7 @@ class Applier:
         return files.locked_within(path, what, self.options.patience, self.go_on)
 
 
-def _settled_state(state: DiskState, chain: Chain) -> DiskState:
+def settled_state(state: DiskState, chain: Chain) -> DiskState:
     """*state*, where the disk has *chain* and nothing is in flight."""
     below = {image.path: files.file_id(image.path) for image in chain.images[:-1]}
     images_ = {path: who for path, who in below.items() if who is not None}
@@ -498,7 +498,7 @@ class _Run:
     def _now(self, *, settled: bool = False) -> DiskState:
         """The state as it is after the steps done so far; *settled*: none of them is half done."""
         state = replace(self.state, active=self.active, names=dict(self.names))
-        return _settled_state(state, self.backend.observe(self.active)) if settled else state
+        return settled_state(state, self.backend.observe(self.active)) if settled else state
 
     def _is_old_leftover(self, planned: PlannedStep) -> bool:
         step = planned.step

@@ -140,6 +140,7 @@ def as_data(looks: Sequence[Look], plans: Sequence[DiskPlan]) -> dict[str, Any]:
                 "desired": [str(path) for path in plan.desired],
                 "drift": bool(plan.steps) or plan.error is not None,
                 "steps": len(plan.steps),
+                "warnings": list(plan.warnings),
                 "error": plan.error,
             }
             for found, plan in zip(looks, plans, strict=True)
