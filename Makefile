@@ -34,7 +34,7 @@ torture:
 
 bench:
 	@scripts/setup dev
-	.venv/bin/python -m bench
+	.venv/bin/python -m bench && .venv/bin/python -m bench.scale
 
 clean:
 	rm -rf .venv demo-scratch bench-results.md
