@@ -1,0 +1,113 @@
+"""
+How much work a plan with nothing to do is, counted and not timed.
+
+Counted is what this process asks the kernel for: files opened, names looked
+up, folders listed, programs started.  Twice the disks may cost twice the work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler.cli import main
+from tests.many import IMAGES, Base, Many, Specs, Tree, make
+
+FEW, MORE = 10, 40
+"""Disks."""
+LOOKUPS = ("stat", "lstat", "readlink", "access")
+PER_DISK = {
+    "opened": IMAGES + 5,  # each image once; the spec, the state file, and what locks them
+    "looked up": 12 * IMAGES,  # a name has about nine parts here, and each image two or three names
+    "listed": 4,
+    "started": 0,
+}
+"""The most that a disk may cost."""
+START = {"opened": 40, "looked up": 200, "listed": 20, "started": 0}
+"""The most that one run may cost, whatever it does."""
+
+_counted: list[str] | None = None
+_KINDS = {
+    "open": "opened",
+    "os.listdir": "listed",
+    "os.scandir": "listed",
+    "subprocess.Popen": "started",
+    "os.posix_spawn": "started",
+    "os.fork": "started",
+    "os.exec": "started",
+}
+
+
+def _hear(event: str, _: tuple[Any, ...]) -> None:
+    if _counted is not None and event in _KINDS:
+        _counted.append(_KINDS[event])
+
+
+sys.addaudithook(_hear)
+
+
+@contextmanager
+def counting(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """One word for each thing that is asked of the kernel meanwhile."""
+    global _counted
+    with patch.context() as patched:
+        found: list[str] = []
+        for name in LOOKUPS:
+            patched.setattr(os, name, _noted(getattr(os, name), found))
+        _counted = found
+        try:
+            yield found
+        finally:
+            _counted = None
+
+
+def _noted(call: Callable[..., Any], found: list[str]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **options: Any) -> Any:
+        found.append("looked up")
+        return call(*arguments, **options)
+
+    return noted
+
+
+def work(many: Many, spec: Path, patch: pytest.MonkeyPatch, *, recorded: bool) -> Counter[str]:
+    """What a plan of *many* with nothing to do asks the kernel for."""
+    states = ["--state-dir", str(many.root / "state")]
+    if recorded:
+        assert main.run(["apply", "-y", *states, str(spec)]) == 0
+    plan = ["plan", *states, str(spec)]
+    assert main.run(plan) == 0  # all modules are loaded
+    with counting(patch) as found:
+        assert main.run(plan) == 0
+    return Counter(found)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with state files", "without"])
+@pytest.mark.parametrize("specs", ["one", "each"])
+@pytest.mark.parametrize(
+    ("tree", "base"), [("flat", "shared"), ("folders", "shared"), ("folders", "own")]
+)
+def test_a_disk_with_nothing_to_do_costs_the_same_among_few_and_among_many(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: Tree,
+    base: Base,
+    specs: Specs,
+    recorded: bool,
+) -> None:
+    few, more = (make(tmp_path / str(disks), disks, tree, base) for disks in (FEW, MORE))
+    less = work(few, few.spec(specs), monkeypatch, recorded=recorded)
+    found = work(more, more.spec(specs), monkeypatch, recorded=recorded)
+
+    each = {kind: (found[kind] - less[kind]) / (MORE - FEW) for kind in PER_DISK}
+    dear = {kind: cost for kind, cost in each.items() if cost > PER_DISK[kind]}
+    start = {kind: less[kind] - FEW * each[kind] for kind in PER_DISK}
+    # where the work grows with the square, the line through both has a negative start
+    bent = {kind: cost for kind, cost in start.items() if not -FEW / 2 <= cost <= START[kind]}
+    assert (dear, bent) == ({}, {})
