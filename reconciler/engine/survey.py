@@ -59,7 +59,7 @@ class Survey:
         """
         chosen = {disk.label for disk in (self.spec.disks if only is None else only)}
         trees = {disk.label: self._tree(disk) for disk in self.spec.disks}
-        chosen &= trees.keys()
+        chosen.intersection_update(trees)
         for label in chosen:
             trees[label] = self._compared(trees[label])
         overlays = Overlays()

@@ -100,7 +100,7 @@ def _concerned(tree: Tree) -> set[Path]:
 
 
 def _no_folder(tree: Tree, forest: Forest) -> str | None:
-    missing = sorted(map(str, _concerned(tree) - forest.folders.keys()))
+    missing = sorted(str(one) for one in _concerned(tree) if one not in forest.folders)
     if not missing:
         return None
     return f"the folder {', '.join(missing)} does not exist; create it first"
