@@ -23,11 +23,9 @@ _ANSWER = Struct("=I28xQQ32xqI4xqI4xqI4x8xIIQ")
 """mask; inode, size; birth, change and modification time; device; mount."""
 _Buffer = ctypes.c_char * 256
 
-try:
-    _statx = ctypes.CDLL(None).statx
-except AttributeError:  # an old C library: stat(2) answers, without birth time and mount
-    _statx = None  # type: ignore[assignment]
-else:
+# an old C library has none: stat(2) answers, without birth time and mount
+_statx = getattr(ctypes.CDLL(None), "statx", None)
+if _statx is not None:
     _statx.argtypes = (
         ctypes.c_int,
         ctypes.c_char_p,
