@@ -405,7 +405,7 @@ def _ready(task: Task, planned: tuple[PlannedStep, ...]) -> None:
         if not one.bytes:
             continue
         folder = touched(one.step)[0].parent
-        device = task.filesystems.get(folder, 0)
+        device = task.device_of(folder)
         need[device] = need.get(device, 0) + room(one.bytes)
         free = task.free.get(device)
         if free is not None and need[device] > free:

@@ -414,7 +414,7 @@ def _elsewhere(task: Task, run: Run, image: Image) -> str | None:
         return None
     here, there = image.path.parent, run.target.parent
     if task.filesystems.get(here) != task.filesystems.get(there):
-        return f"it lies on another filesystem than {run.slot.wanted.name}"
+        return f"it lies on another filesystem or mount than {run.slot.wanted.name}"
     return None
 
 

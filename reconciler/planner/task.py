@@ -60,8 +60,11 @@ class Task:
         templates: Images that some disk of the spec calls a template.
         taken: Second names of images of the chain that others know them by.
         strangers: Unlisted overlays that stand on the observed active image.
-        filesystems: Device number of each folder concerned.
+        filesystems: Mount of each folder concerned: files are renamed within one alone.
+        devices: Device number of each folder; where it is missing, *filesystems* has it.
         free: Bytes free, by device number.
+        keep_merged, keep_discarded: Seconds that quarantine keeps a removed image whose
+            data was merged, or thrown away; 0: it is unlinked at once.
         busy: The active image is open for writing by another program.
         state: Of the domain; ``offline`` without libvirt.
         attached: The image that the domain's definition has; None without libvirt.
@@ -86,7 +89,10 @@ class Task:
     taken: frozenset[Path] = frozenset()
     strangers: tuple[Path, ...] = ()
     filesystems: Mapping[Path, int] = field(default_factory=dict)
+    devices: Mapping[Path, int] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)
+    keep_merged: int = 0
+    keep_discarded: int = 0
     busy: bool = False
     state: State = "offline"
     attached: Path | None = None
@@ -103,6 +109,10 @@ class Task:
     def on(self) -> bool:
         """True while a QEMU process has the images open: libvirt's block jobs do the work."""
         return self.state in ("running", "paused")
+
+    def device_of(self, folder: Path) -> int:
+        """The device whose free room *folder* shares, on whatever mount it is."""
+        return self.devices.get(folder, self.filesystems.get(folder, 0))
 
     @property
     def second_names(self) -> tuple[tuple[Image, Path], ...]:

@@ -891,7 +891,7 @@ WHY = [
         f"b <- {NO_LINK_HERE} <- q <- x*",
         "b <- q <- x*",
         {},
-        "p: it lies on another filesystem than q",
+        "p: it lies on another filesystem or mount than q",
     ),
     (
         "a second name",
