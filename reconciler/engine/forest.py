@@ -10,6 +10,7 @@ from pathlib import Path
 from reconciler.engine.around import Found
 from reconciler.engine.disk_state import DiskState
 from reconciler.model.desired import DesiredDisk
+from reconciler.model.host import Host
 from reconciler.model.image import Chain, Identity
 from reconciler.planner.task import Wanted
 from reconciler.tools.images import Trust
@@ -97,6 +98,7 @@ class Forest:
         templates: Files that some disk of the spec calls a template.
         folders: Those of the disks to be planned that exist.
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
+        host: What this host allows.
     """
 
     trees: Mapping[str, Tree]
@@ -106,6 +108,7 @@ class Forest:
     templates: frozenset[Path]
     folders: Mapping[Path, Folder]
     in_flight: Mapping[Path, Sequence[str]]
+    host: Host
 
     @classmethod
     def of(
@@ -115,6 +118,7 @@ class Forest:
         domain_files: Iterable[tuple[Path, str]],
         folders: Mapping[Path, Folder],
         in_flight: Mapping[Path, Sequence[str]],
+        host: Host,
     ) -> Forest:
         """
         The forest of these trees.
@@ -142,6 +146,7 @@ class Forest:
             frozenset(templates),
             folders,
             in_flight,
+            host,
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:

@@ -73,6 +73,7 @@ class Survey:
             self._domain_files(),
             self._folders(trees[label] for label in chosen),
             self._in_flight(),
+            self.spec.host,
         )
 
     def overlays(self) -> Overlays:
