@@ -30,6 +30,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
 )
@@ -81,7 +82,7 @@ class Live(Offline):
                 self._host.resize(self.domain, self.target, size)
             case Remove():
                 Offline.run(self, step, chain)
-            case Rebase() | Rename() | Attach():
+            case Rebase() | Rename() | Repair() | Attach():
                 raise StaleChain(f"{step} waits until {self.domain} is off")
             case Forget():
                 pass

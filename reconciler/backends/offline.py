@@ -29,6 +29,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
     touched,
@@ -108,6 +109,10 @@ class Offline:
             case Resize(image, size):
                 qemuimg.run(qemuimg.resize(image, chain.image(image).format, size), writes=[image])
                 files.sync(image)
+            case Repair(image):
+                with _guard(chain, chain.image(image)):
+                    qemuimg.repair(image)
+                    files.sync(image)
             case Remove(image):
                 with files.guarded(image):
                     files.remove(image)
@@ -140,6 +145,8 @@ class Offline:
                 return source not in chain and not files.same_file(source, target)
             case Resize(image, size):
                 return image in chain and chain.image(image).virtual_size >= size
+            case Repair(image):
+                return image not in chain or not chain.image(image).dirty
             case Attach(image):
                 return bool(chain.active and chain.active.path == image)
             case Remove(image):

@@ -23,6 +23,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
 )
@@ -35,6 +36,7 @@ STYLES = {
     "rebase": "cyan",
     "rename": "blue",
     "resize": "green",
+    "repair": "green",
     "attach": "yellow",
     "forget": "red",
     "remove": "red",
@@ -86,7 +88,7 @@ def words(step: Step, name: Naming) -> str:
             return f"{name(source)} to {name(target)}"
         case Resize(image, size):
             return f"{name(image)} to {human_size(size)}"
-        case Attach(image) | Remove(image):
+        case Repair(image) | Attach(image) | Remove(image):
             return name(image)
         case Forget(snapshot):
             return printable(snapshot)

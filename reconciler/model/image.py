@@ -75,6 +75,8 @@ class Image:
         snapshots: Number of internal snapshots.
         bitmaps: Number of persistent dirty bitmaps.
         encrypted, data_file, corrupt, lazy_refcounts, extended_l2: As the header says.
+        dirty: It was not closed cleanly (lazy refcounts), and QEMU repairs it when it
+            is opened for writing; while a guest runs, its active image is so always.
         version: Of the qcow2 format; 2 has no clusters that read as zeroes.
         unknown_features: Incompatible feature bits that this program cannot name.
     """
@@ -98,6 +100,7 @@ class Image:
     corrupt: bool = False
     lazy_refcounts: bool = False
     extended_l2: bool = False
+    dirty: bool = False
     version: int = 3
     unknown_features: int = 0
 

@@ -145,7 +145,7 @@ def summary(disks: Iterable[DiskPlan]) -> dict[str, int]:
     """
     Number of steps by kind, of bytes to copy, of deferred steps and of errors.
 
-    ``resize`` and ``forget`` are there when there are any.
+    ``resize``, ``repair`` and ``forget`` are there when there are any.
     """
     disks = tuple(disks)
     planned = [one for disk in disks for one in disk.steps]

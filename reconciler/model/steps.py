@@ -115,6 +115,17 @@ class Resize:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """The reference counts of *image*, which was not closed cleanly, are made right again."""
+
+    action: ClassVar[str] = "repair"
+    image: Path
+
+    def __str__(self) -> str:
+        return f"repair {short_name(self.image)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     """*image* is active from now on; images above it are off the chain."""
 
@@ -147,7 +158,7 @@ class Remove:
         return f"remove {short_name(self.image)}"
 
 
-Step = Create | Commit | Pull | Rebase | Rename | Resize | Attach | Forget | Remove
+Step = Create | Commit | Pull | Rebase | Rename | Resize | Repair | Attach | Forget | Remove
 
 STEPS: tuple[type[Step], ...] = (
     Create,
@@ -156,6 +167,7 @@ STEPS: tuple[type[Step], ...] = (
     Rebase,
     Rename,
     Resize,
+    Repair,
     Attach,
     Forget,
     Remove,
@@ -207,6 +219,8 @@ def advance(chain: Chain, step: Step, outside: Chain | None = None) -> Chain:
             return _with(chain, source, moved)
         case Resize(image, size):
             return _with(chain, image, replace(chain.image(image), virtual_size=size))
+        case Repair(image):
+            return _with(chain, image, replace(chain.image(image), dirty=False))
         case Attach(image):
             return chain.up_to(image)
         case Forget() | Remove():
@@ -232,7 +246,7 @@ def _with(chain: Chain, path: Path, image: Image) -> Chain:
 def touched(step: Step) -> tuple[Path, ...]:
     """Paths of the images whose bytes or name *step* changes, the survivor first."""
     match step:
-        case Create(image) | Rebase(image) | Resize(image) | Remove(image):
+        case Create(image) | Rebase(image) | Resize(image) | Repair(image) | Remove(image):
             return (image,)
         case Commit(_, base):
             return (base,)

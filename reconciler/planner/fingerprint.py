@@ -23,6 +23,8 @@ def fingerprint(task: Task) -> str:
             [str(w.path), w.format, w.size, w.template, w.restore_point, w.image is not None]
             for w in task.wanted
         ],
+        # while a guest runs, its image is always so
+        "dirty": [] if task.on else [str(image.path) for image in task.chain if image.dirty],
         "discard": sorted(str(path) for path in task.discard),
         "rules": [task.remove_base, task.bitmaps, task.default_format],
         "users": {str(path): list(users) for path, users in sorted(task.users.items())},

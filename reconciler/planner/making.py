@@ -19,6 +19,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
     advance,
@@ -27,7 +28,7 @@ from reconciler.model.steps import (
 from reconciler.model.units import human_size
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
-from reconciler.planner.merge import Choice, Priced, choose, vanishes, views_needed
+from reconciler.planner.merge import Choice, Priced, choose, unwritable, vanishes, views_needed
 from reconciler.planner.proof import World, prove
 from reconciler.planner.task import Task, View, Wanted
 
@@ -114,7 +115,8 @@ def _ordered(
         steps += [(_one_name(task, *one), None) for one in second if one[0].path in stay]
     elif attached is not None:
         steps = _attached(task, attached, steps)
-    return [(one, None) for one in _records(task, layout, steps)] + steps
+    first_of_all = [*_repairs(task, layout, steps), *_records(task, layout, steps)]
+    return [(one, None) for one in first_of_all] + steps
 
 
 def _one_name(task: Task, image: Image, second: Path) -> Priced:
@@ -214,6 +216,25 @@ def _untouchable(task: Task, image: Image) -> str | None:
             f"it has {image.snapshots} internal snapshot(s); delete them with qemu-img snapshot -d"
         )
     return task.frozen_because(image)
+
+
+def _repairs(
+    task: Task, layout: Layout, steps: Iterable[tuple[Priced, int | None]]
+) -> list[Priced]:
+    """
+    Steps that repair what was not closed cleanly, before anything is opened for writing.
+
+    QEMU would do so by itself, which looks like a write by somebody else, and it
+    fails at a dirty image that it has open for reading below a commit.
+    """
+    writing = Commit | Pull | Rebase | Rename | Resize
+    if task.on or not any(isinstance(one.step, writing) for one, _ in steps):
+        return []
+    return [
+        Priced(Repair(image.path), 0, "it was not closed cleanly")
+        for index, image in enumerate(layout.chain)
+        if image.dirty and not unwritable(task, layout.chain, index)
+    ]
 
 
 def _records(

@@ -273,6 +273,8 @@ def _not_live(task: Task, run: Run, index: int) -> str | None:
     image = run.chain[index]
     if obstacle := _no_jobs(task, run):
         return obstacle
+    if index < run.last and (dirty := [i.name for i in task.chain.images[:active] if i.dirty]):
+        return f"{dirty[0]} was not closed cleanly, and is repaired when the guest is off"
     if image.path != run.target and run.last == active:
         return "the active image keeps its name while the guest runs"
     if image.path.parent != run.target.parent and not (image.recorded or "/").startswith("/"):
@@ -315,6 +317,7 @@ def _obstacle(
             _too_large(run, image),
             _forged(run, image, views),
             _unrecorded(task, run),
+            _unrepaired(task, run),
             _own_bitmaps(task, image),
             _grown_snapshots(run, image),
             _old_and_short(run, index),
@@ -364,6 +367,27 @@ def _blocked(blocks: Sequence[Block], survivor: int | None) -> str | None:
 def vanishes(task: Task, chain: Chain, index: int) -> bool:
     """True where the file of a dropped image is removed; False: it stays on the disk."""
     return index >= task.frozen and not _golden(task, chain, index)
+
+
+def unwritable(task: Task, chain: Chain, index: int) -> bool:
+    """True where not even the metadata of the image at *index* may be written."""
+    return index < task.frozen or _golden(task, chain, index)
+
+
+def _unrepaired(task: Task, run: Run) -> str | None:
+    """
+    What was not closed cleanly below a commit, and may not be repaired.
+
+    Source: QEMU, block/qcow2.c, qcow2_reopen_prepare: reopening the target of the
+    commit marks each image below it clean, which fails where that is read-only.
+    """
+    for index, image in enumerate(run.chain.images[: run.last + 1]):
+        if image.dirty and unwritable(task, run.chain, index):
+            return (
+                f"{image.name}, which has to stay as it is, was not closed cleanly; "
+                f"repair it with: qemu-img check -r all '{image.path}'"
+            )
+    return None
 
 
 def _golden(task: Task, chain: Chain, index: int) -> bool:

@@ -31,6 +31,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
 )
@@ -213,6 +214,8 @@ class World:
                 active = image
             case Remove(image):
                 images.pop(image, None)
+            case Repair(image):
+                self._held(image)
             case Forget():
                 pass
             case _:

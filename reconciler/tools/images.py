@@ -138,6 +138,7 @@ def _image(where: Path, image_format: Format, file: File) -> Image:
         corrupt=header.corrupt,
         lazy_refcounts=header.lazy_refcounts,
         extended_l2=header.extended_l2,
+        dirty=header.dirty,
         version=header.version,
         unknown_features=header.unknown_features,
     )

@@ -59,6 +59,7 @@ class Header:
     unknown_features: int
     lazy_refcounts: bool = False
     extended_l2: bool = False
+    dirty: bool = False
     version: int = 3
 
 
@@ -132,6 +133,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
         corrupt=bool(incompatible & _CORRUPT),
         lazy_refcounts=bool(compatible & _LAZY_REFCOUNTS),
         extended_l2=bool(incompatible & _EXTENDED_L2),
+        dirty=bool(incompatible & _DIRTY),
         unknown_features=incompatible & ~_KNOWN,
     )
 

@@ -28,7 +28,17 @@ from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import ReconcilerError, SpecError, Stopped
 from reconciler.model.host import ACTS, Act, Host
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import Attach, Commit, Create, Pull, Rebase, Remove, Rename, Resize
+from reconciler.model.steps import (
+    Attach,
+    Commit,
+    Create,
+    Pull,
+    Rebase,
+    Remove,
+    Rename,
+    Repair,
+    Resize,
+)
 from reconciler.tools.lookups import Evidence, Lookups, Memory, is_settled
 from reconciler.watch.holds import Holds, Suspensions
 from reconciler.watch.metrics import Metrics
@@ -81,7 +91,7 @@ def needs(plan: DiskPlan, *, finishing: bool) -> frozenset[Act]:
     for one in plan.now:
         if isinstance(one.step, Create | Attach):
             found.add("create")
-        elif isinstance(one.step, Commit | Pull | Rebase | Resize | Rename | Remove):
+        elif isinstance(one.step, Commit | Pull | Rebase | Resize | Rename | Remove | Repair):
             found.add("merge")
     return frozenset(found)
 

@@ -25,6 +25,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
 )
 from reconciler.spec.planfile import MAX_BYTES, PlanFileError, looks_like_plan, read_plan
@@ -59,6 +60,7 @@ EVERY_STEP = (
     Rename(path("p"), path("x")),
     Rename(path("p"), path("x"), link=True),
     Resize(path("x"), 1024),
+    Repair(path("x")),
     Attach(path("p")),
     Forget("before the upgrade"),
     Remove(path("p")),
@@ -184,6 +186,7 @@ steps = st.one_of(
     st.builds(Pull, paths, st.none() | paths),
     st.builds(Rename, paths, paths, st.booleans()),
     st.builds(Resize, paths, st.integers(512, 2**63 - 1)),
+    st.builds(Repair, paths),
     st.builds(Forget, st.text(max_size=8)),
     st.builds(Remove, paths),
 )

@@ -1454,3 +1454,17 @@ def test_a_plan_needs_no_view_that_was_not_asked_for() -> None:
     made = make_plan(one, views(one))
 
     assert made.desired == (path("b"), path("p"), path("q"), path("x"))
+
+
+def test_an_image_that_was_not_closed_cleanly_is_repaired_first() -> None:
+    made = plan("b <- p <- x*", "b <- x*", facts={"b": {"dirty": True}})
+
+    assert str(made.steps[0].step) == "repair b"
+
+
+def test_a_dirty_template_below_a_commit_is_named_with_its_repair() -> None:
+    # x and p lie on two filesystems, so only the commit is left
+    with pytest.raises(Refused) as refused:
+        plan("b <- p <- /other/x*", "b <- p*", facts={"b": {"dirty": True}}, templates="b")
+
+    assert "repair it with: qemu-img check -r all '/images/b.qcow2'" in str(refused.value)

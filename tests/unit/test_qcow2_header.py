@@ -161,7 +161,7 @@ def test_snapshots_and_bitmaps_are_counted(tmp_path):
 
 
 FEATURES = [
-    ("dirty", 0, {}),
+    ("dirty", 0, {"dirty": True}),
     ("corrupt", 1, {"corrupt": True}),
     ("external data file", 2, {"data_file": True}),
     ("the next feature of QEMU", 5, {"unknown_features": 1 << 5}),

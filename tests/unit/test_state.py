@@ -33,6 +33,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
 )
 
@@ -61,6 +62,7 @@ steps = st.one_of(
     st.builds(Rebase, paths, paths),
     st.builds(Rename, paths, paths, st.booleans()),
     st.builds(Resize, paths, numbers),
+    st.builds(Repair, paths),
     st.builds(Attach, paths),
     st.builds(Forget, texts),
     st.builds(Remove, paths),
@@ -113,6 +115,7 @@ EVERY_STEP = [
     Rename(MON, TUE),
     Rename(MON, TUE, link=True),
     Resize(TUE, 1024),
+    Repair(TUE),
     Attach(TUE),
     Forget("before the upgrade"),
     Remove(MON),

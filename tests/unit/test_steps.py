@@ -21,6 +21,7 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
+    Repair,
     Resize,
     Step,
     advance,
@@ -82,6 +83,7 @@ CASES = [
     ("forget", "b <- x*", Forget("mon"), None, "b <- x*"),
     ("remove", "b <- x*", Remove(P), None, "b <- x*"),
     ("resize", "b <- x*", Resize(X, 2 * SIZE), None, "b <- x*"),
+    ("repair", "b <- x*", Repair(B), None, "b <- x*"),
 ]
 
 
@@ -149,6 +151,7 @@ UNKNOWN = [
     ("rebase", Rebase(Y, B)),
     ("rename", Rename(Y, X)),
     ("resize", Resize(Y, SIZE)),
+    ("repair", Repair(Y)),
     ("attach", Attach(Y)),
     ("create on", Create(Q, Y, "qcow2", SIZE)),
 ]
@@ -171,6 +174,7 @@ TOUCHED = [
     ("rebase", Rebase(X, C), (X,)),
     ("rename", Rename(P, X), (X, P)),
     ("resize", Resize(X, SIZE), (X,)),
+    ("repair", Repair(X), (X,)),
     ("attach", Attach(P), ()),
     ("forget", Forget("mon"), ()),
     ("remove", Remove(P), (P,)),
@@ -194,6 +198,7 @@ SENTENCES = [
     (Rebase(X, C), "rebase x onto c"),
     (Rename(P, X), "rename p to x"),
     (Resize(X, SIZE), f"resize x to {SIZE}"),
+    (Repair(P), "repair p"),
     (Attach(P), "attach p"),
     (Forget("mon"), "forget snapshot mon"),
     (Remove(P), "remove p"),
@@ -215,6 +220,7 @@ ANY_STEP: st.SearchStrategy[Step] = st.one_of(
     st.builds(Rebase, PATHS, PATHS),
     st.builds(Rename, PATHS, PATHS, st.booleans()),
     st.builds(Resize, PATHS, BYTES),
+    st.builds(Repair, PATHS),
     st.builds(Attach, PATHS),
     st.builds(Forget, NAMES),
     st.builds(Remove, PATHS),
