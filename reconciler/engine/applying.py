@@ -55,7 +55,7 @@ from reconciler.model.steps import (
     active_after,
     touched,
 )
-from reconciler.planner.making import room
+from reconciler.planner.price import room
 from reconciler.tools import files, images, quarantine, views
 from reconciler.tools.lookups import Lookups, Memory
 from reconciler.tools.overlays import Overlays
@@ -719,10 +719,10 @@ class _Run:
             raise StaleChain(f"{step.target} was written to while it was being merged")
 
     def _room(self, planned: PlannedStep) -> None:
-        if planned.bytes:
+        if planned.room:
             folder = touched(planned.step)[0].parent
             free = files.free_bytes(folder)
-            if room(planned.bytes) > free:
+            if room(planned.room) > free:
                 raise StaleChain(f"{folder} has {free} bytes free, and the step needs more")
 
     # Looking again, and removing

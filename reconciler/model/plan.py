@@ -24,6 +24,7 @@ class PlannedStep:
 
     Attributes:
         bytes: Data that must be copied.
+        allocates: Bytes of *bytes* for which the filesystem has to find room; None: all.
         frees: Bytes that the step gives back to the filesystem.
         reason: One short sentence for the reader.
         deferred: Why the step waits for the domain to be off; None: done now.
@@ -37,9 +38,15 @@ class PlannedStep:
     after: Chain
     reason: str = ""
     bytes: int = 0
+    allocates: int | None = None
     frees: int = 0
     deferred: str | None = None
     group: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes that the step adds to its filesystem, without tables."""
+        return self.bytes if self.allocates is None else self.allocates
 
 
 @dataclass(frozen=True, slots=True)

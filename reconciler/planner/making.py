@@ -29,14 +29,11 @@ from reconciler.model.units import human_size
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, unwritable, vanishes, views_needed
+from reconciler.planner.price import room
 from reconciler.planner.proof import World, prove
 from reconciler.planner.task import Task, View, Wanted
 
-METADATA = 0.02
-"""Part of the copied bytes that tables and reference counts need on top."""
 STOPPED = "THE GUEST WILL BE STOPPED for this, and started again"
-SLACK = 4 * 1024 * 1024
-"""Bytes of one step that headers, tables and rounding may take beyond that."""
 
 
 def needed(task: Task) -> tuple[Path, ...]:
@@ -46,7 +43,7 @@ def needed(task: Task) -> tuple[Path, ...]:
     Raises:
         Refused: As `make_plan` does.
     """
-    return tuple(dict.fromkeys(views_needed(lay_out(task))))
+    return tuple(dict.fromkeys(views_needed(task, lay_out(task))))
 
 
 def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
@@ -65,8 +62,12 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
     restart = _restarts(task, layout)
     if restart:
         task = replace(task, state="shut-off")
-    choices = choose(task, layout, views)
-    planned = _chained(task, layout, _ordered(task, layout, choices))
+    planned = _chained(task, layout, _ordered(task, layout, choose(task, layout, views)))
+    lacking = _lacking(task, planned)
+    if lacking:
+        choices = choose(task, layout, views, thrifty=True)
+        planned = _chained(task, layout, _ordered(task, layout, choices))
+        lacking = _lacking(task, planned)
     desired = tuple(wanted.path for wanted in task.wanted)
     plan = DiskPlan(
         domain=task.domain,
@@ -80,6 +81,8 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
     )
     _prove(task, layout, plan)
     _ready(task, planned)
+    if lacking:
+        raise lacking
     return replace(plan, fingerprint=fingerprint(task))
 
 
@@ -288,6 +291,7 @@ def _chained(
                 chain,
                 priced.reason,
                 priced.bytes,
+                priced.allocates,
                 deferred=priced.deferred,
                 group=group,
             )
@@ -414,29 +418,29 @@ def _prove(task: Task, layout: Layout, plan: DiskPlan) -> None:
 
 
 def _ready(task: Task, planned: tuple[PlannedStep, ...]) -> None:
-    """Refuse what the host cannot carry out now: a disk in use, or too little room."""
+    """Refuse what the host cannot carry out now: a disk in use."""
     if planned and task.busy:
         assert task.chain.active
         raise Refused(
             f"{task.chain.active.path} is open for writing by another program",
             "shut the guest off, then plan again",
         )
+
+
+def _lacking(task: Task, planned: tuple[PlannedStep, ...]) -> Refused | None:
+    """Which step has too little room, in words; None: there is enough for all of them."""
     need: dict[int, int] = {}
     for one in planned:
-        if not one.bytes:
+        if not one.room:
             continue
         folder = touched(one.step)[0].parent
         device = task.device_of(folder)
-        need[device] = need.get(device, 0) + room(one.bytes)
+        need[device] = need.get(device, 0) + room(one.room)
         free = task.free.get(device)
         if free is not None and need[device] > free:
-            raise Refused(
+            return Refused(
                 f"{one.step} needs {human_size(need[device])} in {folder}, "
                 f"where {human_size(free)} are free (images are removed last)",
                 "free some room, or merge fewer images at once",
             )
-
-
-def room(copied: int) -> int:
-    """Bytes that a step which copies *copied* bytes needs on its filesystem, at most."""
-    return int(copied * (1 + METADATA)) + SLACK
+    return None

@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from reconciler.model.errors import Refused
-from reconciler.model.extents import rounded, total
+from reconciler.model.extents import ranges, rounded, total
 from reconciler.model.image import Chain, Format, Image, short_name
 from reconciler.model.steps import Commit, Create, Pull, Rebase, Rename, Step
 from reconciler.model.units import human_size
 from reconciler.planner.layout import Layout, Slot, describe
-from reconciler.planner.price import Moves, at_most_differing, moved, moves
+from reconciler.planner.price import Moves, at_most_differing, moved, moves, room, subtract
 from reconciler.planner.task import Task, View
 
 
@@ -29,6 +29,7 @@ class Priced:
     A step with the bytes that it copies and the reason for it.
 
     Attributes:
+        allocates: Bytes that are written where nothing is allocated yet; None: all.
         deferred: Why it waits for the domain to be off; None: it is done now.
     """
 
@@ -36,6 +37,12 @@ class Priced:
     bytes: int
     reason: str
     deferred: str | None = None
+    allocates: int | None = None
+
+    @property
+    def room(self) -> int:
+        """Bytes for which the filesystem has to find room."""
+        return self.bytes if self.allocates is None else self.allocates
 
 
 @dataclass(frozen=True)
@@ -98,8 +105,13 @@ class Choice:
     steps: tuple[Priced, ...]
 
     @property
-    def order(self) -> tuple[int, int]:
-        return self.cost, self.rank
+    def room(self) -> int:
+        """Bytes for which the filesystems have to find room."""
+        return sum(step.room for step in self.steps)
+
+    def order(self, *, thrifty: bool) -> tuple[int, int, int]:
+        """Less is better: what is copied, or with *thrifty* what is newly allocated, first."""
+        return self.room if thrifty else 0, self.cost, self.rank
 
     @property
     def waits(self) -> str | None:
@@ -107,12 +119,17 @@ class Choice:
         return self.steps[0].deferred if self.steps else None
 
 
-def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choice, ...]:
+def choose(
+    task: Task, layout: Layout, views: Mapping[Path, View], *, thrifty: bool = False
+) -> tuple[Choice, ...]:
     """
     The cheapest choice for every slot of *layout*, lowest slot first.
 
     Where a kept image's own view is nobody's, the border between two runs is
     free; every border is priced.
+
+    Args:
+        thrifty: Room is short: what allocates least is taken, though it may copy more.
 
     Raises:
         Refused: A run has no way that keeps the promise.
@@ -133,10 +150,11 @@ def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choi
     def _cheapest_border(position: int, first: int) -> tuple[Choice, ...] | Refused:
         slot = layout.slots[position]
         refused: Refused | None = None
-        cheapest: tuple[tuple[int, int, int], tuple[Choice, ...]] | None = None
+        cheapest: tuple[tuple[int, ...], tuple[Choice, ...]] | None = None
         for last in slot.ends if slot.ends else (first - 1,):
             try:
-                choice = _choose_survivor(task, _run(layout, position, first, last), views)
+                run = _run(layout, position, first, last)
+                choice = _choose_survivor(task, run, views, thrifty=thrifty)
                 others = best(position + 1, last + 1)
             except Refused as error:
                 refused = refused or error
@@ -146,7 +164,8 @@ def choose(task: Task, layout: Layout, views: Mapping[Path, View]) -> tuple[Choi
                 others = tuple(_waiting(other, choice.waits) for other in others)
             found = (choice, *others)
             waiting = sum(one.waits is not None for one in found)
-            order = waiting, sum(one.cost for one in found), choice.rank
+            room = sum(one.room for one in found) if thrifty else 0
+            order = waiting, room, sum(one.cost for one in found), choice.rank
             if cheapest is None or order < cheapest[0]:
                 cheapest = order, found
         if cheapest is None:
@@ -180,7 +199,7 @@ def _size_below(layout: Layout, position: int, first: int) -> int:
     return _size_below(layout, position - 1, first)
 
 
-def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice:
+def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View], *, thrifty: bool) -> Choice:
     if run.first > run.last:
         return _create(task, run)
     if not run.merges and not run.foreign.images:
@@ -194,18 +213,21 @@ def _choose_survivor(task: Task, run: Run, views: Mapping[Path, View]) -> Choice
             "leave `size` out, or put it on the active image",
         )
     if not task.on:
-        return _cheapest(task, run, views)
+        return _cheapest(task, run, views, thrifty=thrifty)
     try:
-        return _cheapest(task, run, views, live=True)
+        return _cheapest(task, run, views, thrifty=thrifty, live=True)
     except Refused as error:
-        return _waiting(_cheapest(task, run, views), error.reason)
+        return _waiting(_cheapest(task, run, views, thrifty=thrifty), error.reason)
 
 
-def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = False) -> Choice:
+def _cheapest(
+    task: Task, run: Run, views: Mapping[Path, View], *, thrifty: bool, live: bool = False
+) -> Choice:
     """
     The cheapest way for *run*.
 
     Args:
+        thrifty: As `choose` has it.
         live: With libvirt's block jobs, while the guest runs.
 
     Raises:
@@ -240,7 +262,7 @@ def _cheapest(task: Task, run: Run, views: Mapping[Path, View], *, live: bool = 
         raise Refused(_because(obstacles), "shut the guest off")
     if not choices:
         raise _no_way(run, obstacles)
-    cheapest = min(choices, key=lambda choice: choice.order)
+    cheapest = min(choices, key=lambda choice: choice.order(thrifty=thrifty))
     return _explained(cheapest, choices)
 
 
@@ -549,7 +571,8 @@ def _into(
     if depth:
         relink = live or run.target != top.path
         commit = Commit(top.path, image.path, relink)
-        steps.append(Priced(commit, prices.down[depth], run.why))
+        new = _allocated_by_commit(run, index, views)
+        steps.append(Priced(commit, prices.down[depth], run.why, allocates=new))
     if run.foreign.images and run.lower is not None:
         up = _foreign_price(run, depth, views)
         onto = f"the spec has {run.chain[index].name} on {run.foreign.images[-1].name}"
@@ -564,6 +587,28 @@ def _into(
     cost = sum(step.bytes for step in steps)
     renames = image.path != run.target
     return Choice(cost, 2 * renames + bool(depth), tuple(steps))
+
+
+def _allocated_by_commit(run: Run, index: int, views: Mapping[Path, View]) -> int | None:
+    """
+    Bytes for which a commit into the image at *index* has to find room; None: unknown.
+
+    A plain cluster that the image has is written in place.  One that is compressed or
+    that an internal snapshot shares is copied, and a file with holes has no room for it.
+    """
+    image, size = run.chain[index], run.top.virtual_size
+    own = views.get(image.path)
+    if own is None or image.snapshots:
+        return None
+    written = [one for one in own.extents if not one.depth and one.data and one.offset is not None]
+    if image.actual_size < sum(one.length for one in written):
+        return None
+    moves = [
+        one for one in views[run.top.path].extents if one.data and one.depth < run.last - index
+    ]
+    runs = rounded(ranges(moves), max(image.cluster_size, 1), size)
+    new = total(subtract(runs, ranges(written)))
+    return new if image.virtual_size == size else max(new, 1)  # one that grows needs tables
 
 
 def _into_new(run: Run, views: Mapping[Path, View]) -> Choice:
@@ -599,12 +644,17 @@ def _foreign_price(run: Run, depth: int, views: Mapping[Path, View]) -> int:
 
 def _explained(cheapest: Choice, choices: list[Choice]) -> Choice:
     """*cheapest*, its dearest step saying what the next best way would copy."""
-    dearer = sorted(choice.order for choice in choices if choice is not cheapest)
-    if not dearer or dearer[0][0] <= cheapest.cost or not cheapest.steps:
+    others = [choice for choice in choices if choice is not cheapest]
+    if not others or not cheapest.steps:
         return cheapest
-    other = next(c for c in choices if c.order == dearer[0] and c is not cheapest)
+    other = min(others, key=lambda choice: choice.order(thrifty=False))
     way = "committing down" if _mostly(other, Commit) else "pulling up"
-    reason = f"cheapest: {way} would copy {human_size(other.cost)}"
+    if other.cost > cheapest.cost:
+        reason = f"cheapest: {way} would copy {human_size(other.cost)}"
+    elif other.room > cheapest.room:
+        reason = f"{way} would copy {human_size(other.cost)}, for which there is no room"
+    else:
+        return cheapest
     named = max(range(len(cheapest.steps)), key=lambda i: cheapest.steps[i].bytes)
     steps = tuple(
         replace(one, reason=reason) if position == named else one
@@ -619,7 +669,13 @@ def _mostly(choice: Choice, kind: type[Step]) -> bool:
     return isinstance(max(choice.steps, key=lambda one: one.bytes).step, kind)
 
 
-def views_needed(layout: Layout) -> Iterator[Path]:
+def _may_be_short(task: Task, run: Run) -> bool:
+    """True where the data of *run*, copied to where it will lie, might not find room there."""
+    free = task.free.get(task.device_of(run.target.parent))
+    return free is not None and room(sum(image.actual_size for image in run.images)) > free
+
+
+def views_needed(task: Task, layout: Layout) -> Iterator[Path]:
     """Images whose views have to be mapped before `choose` can price *layout*."""
     first = layout.start
     for position, slot in enumerate(layout.slots):
@@ -627,6 +683,8 @@ def views_needed(layout: Layout) -> Iterator[Path]:
             run = _run(layout, position, first, last)
             if run.first <= run.last and (run.merges or run.foreign.images or len(slot.ends) > 1):
                 yield run.top.path
+                if _may_be_short(task, run):
+                    yield from (image.path for image in run.images)
                 if run.foreign.images and run.lower is not None:
                     yield run.lower
         if slot.ends:

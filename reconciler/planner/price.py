@@ -14,6 +14,16 @@ from itertools import accumulate
 
 from reconciler.model.extents import Extents, Range, join, ranges, rounded, total
 
+METADATA = 0.02
+"""Part of the copied bytes that tables and reference counts need on top."""
+SLACK = 4 * 1024 * 1024
+"""Bytes of one step that headers, tables and rounding may take beyond that."""
+
+
+def room(copied: int) -> int:
+    """Bytes that a step which copies *copied* bytes needs on its filesystem, at most."""
+    return int(copied * (1 + METADATA)) + SLACK
+
 
 def moved(extents: Extents, depths: range, cluster: int, size: int) -> int:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,3 +42,57 @@ def test_nothing_is_renamed_across_a_bind_mount_of_one_filesystem(disk: Disk) ->
         assert "pull" in outcome.err
         assert_done(disk, "b <- x", current="x", gone=["p"])
         assert_quiet(disk)
+
+
+@pytest.fixture
+def small(disk: Disk) -> Iterator[Disk]:
+    """A disk whose images lie on a filesystem of 40 MiB."""
+    with mounted("-t", "tmpfs", "-o", "size=40M", "tmpfs", disk.images):
+        disk.chain({"b": "4M:A 12M:-", "p": "10M:P 6M:-", "x": "8M:X 8M:-"})
+        yield disk
+
+
+def fill(disk: Disk) -> None:
+    """Leave no byte free."""
+    free = os.statvfs(disk.images)
+    with (disk.images / "filler").open("wb") as filler:
+        os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize)
+    disk.keep()
+
+    assert os.statvfs(disk.images).f_bavail == 0
+
+
+@pytest.mark.parametrize(
+    ("desired", "steps", "gone"),
+    [
+        ("b <- p", ["commit x into p, 8192k", "remove x"], ["x"]),
+        ("b <- x", ["commit x into p, 8192k", "rename p to x"], ["p"]),
+    ],
+)
+def test_on_a_full_filesystem_the_merge_that_needs_no_room_is_taken(
+    small: Disk, desired: str, steps: list[str], gone: list[str]
+) -> None:
+    small.spec(desired, active="x.qcow2")
+    before = small.plan().steps
+    fill(small)
+    planned = small.plan().steps
+    outcome = small.apply()
+
+    assert "pull into x down to b, 2048k" in before
+    assert planned == steps
+    assert outcome.code == 0, outcome.err
+    assert "for which there is no room" in outcome.out
+    assert_done(small, desired, current="x", gone=gone)
+
+
+def test_compressed_clusters_are_not_written_in_place(small: Disk) -> None:
+    small.path("p").unlink()
+    small.path("x").unlink()
+    small.add("p", "10M:P 6M:-", on="b", compression="zlib")
+    small.add("x", "8M:X 8M:-", on="p")
+    small.spec("b <- p", active="x.qcow2")
+    fill(small)
+    outcome = small.plan()
+
+    assert outcome.error is not None
+    assert "free some room" in outcome.error

@@ -9,7 +9,8 @@ import pytest
 
 from reconciler.model.errors import Refused
 from reconciler.model.plan import DiskPlan
-from reconciler.planner.making import make_plan, room
+from reconciler.planner.making import make_plan
+from reconciler.planner.price import room
 from reconciler.planner.proof import ProofFailed
 from tests.notation import MIB, OTHER, line, lines, path, plan, task, views
 
