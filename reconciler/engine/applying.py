@@ -811,7 +811,9 @@ class _Run:
                 return
             with files.guarded(left.path):
                 put = quarantine.put(left.path, seconds)
-            self.applier.reporter.note(self.plan, f"{left.path.name} is kept as {put}")
+            self.applier.reporter.note(
+                self.plan, f"{left.path.name} is kept as {put}; virt-chain gc --all frees its room"
+            )
 
     def _users_of(self, left: Leftover) -> list[str]:
         """Names of images that stand on the leftover, by the look at all headers."""

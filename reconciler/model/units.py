@@ -48,3 +48,11 @@ def human_size(size: float) -> str:
             break
         value /= 1024
     return f"{text} {unit}"
+
+
+def human_time(seconds: int) -> str:
+    """*seconds* in the largest unit that says them exactly: ``7 days``, ``90 minutes``."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds // length} {unit}{'' if seconds == length else 's'}"
+    return f"{seconds} second{'' if seconds == 1 else 's'}"

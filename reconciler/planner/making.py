@@ -25,7 +25,7 @@ from reconciler.model.steps import (
     advance,
     touched,
 )
-from reconciler.model.units import human_size
+from reconciler.model.units import human_size, human_time
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, unwritable, vanishes, views_needed
@@ -305,10 +305,12 @@ def _chained(
             continue
         discarded = index >= len(layout.chain)
         merged = "its data is thrown away" if discarded else "its data is merged"
-        planned.append(_removed(Remove(image.path), merged, image, chain, now, held))
+        kept = task.keep_discarded if discarded else task.keep_merged
+        removal = Remove(image.path)
+        planned.append(_removed(removal, merged + _kept(kept), image, chain, now, held, kept))
     last = identities(chain)
     planned += [
-        _removed(Remove(image.second), "its other name", image, chain, now, held)
+        _removed(Remove(image.second), "its other name", image, chain, now, held, task.keep_merged)
         for image in reversed(task.chain.images[task.frozen :])
         if image.second is not None and task.on and image.identity not in last
     ]
@@ -320,6 +322,15 @@ def identities(chain: Chain) -> set[Identity | None]:
     return {image.identity for image in chain}
 
 
+def _kept(seconds: int) -> str:
+    """What becomes of the room of a removed image that quarantine keeps, in words."""
+    if not seconds:
+        return ""
+    return (
+        f"; quarantine keeps it for {human_time(seconds)}, virt-chain gc --all frees its room now"
+    )
+
+
 def _removed(
     step: Remove,
     reason: str,
@@ -327,16 +338,18 @@ def _removed(
     chain: Chain,
     now: Chain,
     held: Container[Identity | None],
+    kept: int,
 ) -> PlannedStep:
     """
     A removal: after the steps that are done *now*, or after the last one of all.
 
     Args:
         held: The files of *now*.
+        kept: Seconds that quarantine keeps the file, which frees nothing until then.
     """
     if image.identity in held:
         return PlannedStep(step, chain, chain, reason, deferred="after the steps that wait")
-    frees = image.actual_size if step.image == image.path else 0
+    frees = image.actual_size if step.image == image.path and not kept else 0
     return PlannedStep(step, now, now, reason, frees=frees)
 
 
@@ -441,6 +454,7 @@ def _lacking(task: Task, planned: tuple[PlannedStep, ...]) -> Refused | None:
             return Refused(
                 f"{one.step} needs {human_size(need[device])} in {folder}, "
                 f"where {human_size(free)} are free (images are removed last)",
-                "free some room, or merge fewer images at once",
+                "free some room (virt-chain gc --all empties the quarantine), or merge fewer images "
+                "at once",
             )
     return None

@@ -1469,3 +1469,16 @@ def test_a_dirty_template_below_a_commit_is_named_with_its_repair() -> None:
         plan("b <- p <- /other/x*", "b <- p*", facts={"b": {"dirty": True}}, templates="b")
 
     assert "repair it with: qemu-img check -r all '/images/b.qcow2'" in str(refused.value)
+
+
+def test_a_removed_image_that_quarantine_keeps_frees_nothing() -> None:
+    facts = {"x": {"actual_size": 3 * MIB}}
+    made = plan("b <- x*", "b*", facts=facts, discard="x", keep_discarded=604800)
+
+    removed = next(one for one in made.steps if line(one) == "remove x")
+
+    assert removed.frees == 0
+    assert removed.reason == (
+        "its data is thrown away; quarantine keeps it for 7 days, "
+        "virt-chain gc --all frees its room now"
+    )

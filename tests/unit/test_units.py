@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reconciler.model.units import human_size, parse_size
+from reconciler.model.units import human_size, human_time, parse_size
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 
@@ -129,3 +129,18 @@ def test_a_shown_size_is_near_the_real_one(size):
 )
 def test_a_size_that_rounds_up_to_the_next_form_is_shown_in_it(size, shown):
     assert human_size(size) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (604800, "7 days"),
+        (86400, "1 day"),
+        (5400, "90 minutes"),
+        (61, "61 seconds"),
+        (1, "1 second"),
+        (0, "0 seconds"),
+    ],
+)
+def test_a_time_in_words(seconds: int, text: str) -> None:
+    assert human_time(seconds) == text
