@@ -100,6 +100,24 @@ class Live(Offline):
             case _:
                 return Offline.done(self, step, chain)
 
+    def taken_back(self, step: Step, chain: Chain) -> bool:
+        """
+        True where the overlay of a snapshot that libvirt refused is gone again.
+
+        It stays where QEMU may have it: after an error in libvirt's books, or
+        without an answer, only QEMU's locks tell which image it writes to.
+        """
+        active = chain.active
+        if not isinstance(step, Create) or active is None:
+            return False
+        if files.written_by_other(step.image):
+            return False
+        if not files.written_by_other(active.second or active.path):
+            return False
+        if images.backing_of(step.image) == (active.second or active.path):
+            files.remove(step.image)
+        return not step.image.exists()
+
     def read_sources(self, step: Step, chain: Chain) -> tuple[Path, ...]:
         """The guest writes to the active image until QEMU leaves it."""
         active = chain.active

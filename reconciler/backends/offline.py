@@ -177,6 +177,10 @@ class Offline:
             if path in chain and chain.image(path).format == "qcow2":
                 qemuimg.repair(path)
 
+    def taken_back(self, step: Step, chain: Chain) -> bool:
+        """True where nothing is left of *step*, which libvirt refused; *chain* is as before it."""
+        return False
+
     def go_back(self, image: Path, recorded: str, recorded_format: str | None) -> None:
         """Let *image* name the backing file again that it had before an interruption."""
         argv = qemuimg.relink(image, recorded, "raw" if recorded_format == "raw" else "qcow2")

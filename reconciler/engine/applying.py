@@ -623,7 +623,11 @@ class _Run:
                 self._unchanged(step)
             together = self.backend.run(step, chain)
         if together is not None:
-            yield together
+            try:
+                yield together
+            except ReconcilerError:
+                self._refused(step, chain)
+                raise
         for path, known in sources.items():
             if not _is_as_it_was(path, known):
                 raise StaleChain(f"{path} was written to while it was being merged")
@@ -636,6 +640,14 @@ class _Run:
         self.looked_at = _identities(after)
         if not again and after.paths != planned.after.paths:
             raise StaleChain(f"the chain is {after} after it, not {planned.after}")
+
+    def _refused(self, step: Step, chain: Chain) -> None:
+        """Forget a group of steps whose first one libvirt refused, and left nothing of."""
+        unfinished = self.state.unfinished
+        if unfinished is None or unfinished.steps[0] != step:
+            return
+        if self.backend.taken_back(step, chain):
+            self._remember(replace(self._now(), unfinished=None))
 
     def _same_files(self, chain: Chain, renamed: Sequence[Path] = ()) -> None:
         """A file that somebody has put in the place of an image that was looked at is no image."""

@@ -32,6 +32,12 @@ def disks(text: str) -> dict[str, Source]:
     return found
 
 
+def targets(text: str) -> tuple[str, ...]:
+    """The target of every drive of the domain *text*: disks, CD-ROMs, floppies, empty ones too."""
+    found = (one.get("dev", "") for one in _parsed(text).findall("./devices/disk/target"))
+    return tuple(name for name in found if name)
+
+
 def has_disk_snapshots(text: str) -> bool:
     """
     True where the host's capabilities *text* have a guest with snapshots of its disks alone.
@@ -209,6 +215,9 @@ def _tag_end(data: bytes, at: int) -> int:
 def snapshot(overlays: Mapping[str, Path], others: Iterable[str]) -> str:
     """
     The XML of an external disk snapshot: *overlays* by target; *others* have none.
+
+    Whatever the XML leaves out, libvirt snapshots too: a floppy that has a
+    medium makes it refuse the whole snapshot.
 
     Source: https://libvirt.org/formatsnapshot.html.
     """

@@ -369,7 +369,7 @@ class Hypervisor:
             | binding.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
         )
         with _told(f"the snapshot of {name}"):
-            every = domain_xml.disks(handle.XMLDesc())
+            every = domain_xml.targets(handle.XMLDesc())
             others = [target for target in every if target not in overlays]
             text = domain_xml.snapshot(overlays, others)
             try:

@@ -58,6 +58,13 @@ class Scene:
         print(done.stdout, done.stderr)
         return done.stdout
 
+    def apply_refused(self, said: str) -> str:
+        """`apply` fails, and says *said*."""
+        done = self.run("apply", "-y")
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert said in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
     def plan(self) -> dict:
         done = self.run("plan", "--json")
         assert done.returncode == 0, done.stdout + done.stderr

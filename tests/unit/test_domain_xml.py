@@ -17,6 +17,7 @@ from reconciler.tools.domain_xml import (
     images,
     snapshot,
     snapshot_images,
+    targets,
     with_sources,
     without_backing,
 )
@@ -670,3 +671,17 @@ def test_a_disk_that_has_to_keep_its_image_is_told(special: str) -> None:
         f"<target dev='vda'/><{special}/></disk></devices></domain>"
     )
     assert disks(text)["vda"].special == special
+
+
+def test_every_drive_has_its_target() -> None:
+    """A snapshot that leaves a floppy out of its XML takes the floppy too, or is refused."""
+    text = (
+        "<domain><devices>"
+        "<disk type='file' device='disk'><target dev='vda'/></disk>"
+        "<disk type='network' device='lun'><target dev='sda'/></disk>"
+        "<disk type='file' device='cdrom'><target dev='hda'/></disk>"
+        "<disk type='file' device='floppy'><target dev='fda'/></disk>"
+        "<controller type='usb'/></devices></domain>"
+    )
+
+    assert targets(text) == ("vda", "sda", "hda", "fda")
