@@ -84,8 +84,8 @@ class Live(Offline):
                 Offline.run(self, step, chain)
             case Rebase() | Rename() | Repair() | Attach():
                 raise StaleChain(f"{step} waits until {self.domain} is off")
-            case Forget():
-                pass
+            case Forget(snapshot):
+                self._host.forget(self.domain, snapshot)
             case _:
                 assert_never(step)
         return None

@@ -179,7 +179,8 @@ class Offline:
 
     def taken_back(self, step: Step, chain: Chain) -> bool:
         """True where nothing is left of *step*, which libvirt refused; *chain* is as before it."""
-        return False
+        made = isinstance(step, Create) and step.image not in chain
+        return made and not os.path.lexists(touched(step)[0])
 
     def go_back(self, image: Path, recorded: str, recorded_format: str | None) -> None:
         """Let *image* name the backing file again that it had before an interruption."""

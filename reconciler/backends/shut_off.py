@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reconciler.backends.offline import Offline
 from reconciler.backends.together import Together
 from reconciler.model.image import Chain
-from reconciler.model.steps import Attach, Create, Step
+from reconciler.model.steps import Attach, Create, Forget, Step
 from reconciler.tools import images
 from reconciler.tools.hypervisor import Hypervisor
 
@@ -32,6 +32,9 @@ class ShutOff(Offline):
             case Attach(image):
                 there = self.observe(image).image(image)
                 return Together("attach", self.host, self.domain, self.target, image, there.format)
+            case Forget(snapshot):
+                self.host.forget(self.domain, snapshot)
+                return None
             case _:
                 # after a block job the definition spells out backing files that will not be there
                 self.host.follow_headers(self.domain, self.target)

@@ -55,6 +55,7 @@ from reconciler.model.steps import (
     active_after,
     touched,
 )
+from reconciler.planner.books import memory_note
 from reconciler.planner.price import room
 from reconciler.tools import files, images, quarantine, views
 from reconciler.tools.lookups import Lookups, Memory
@@ -380,6 +381,12 @@ def _is_as_it_was(path: Path, known: FileId | None) -> bool:
     return who is None if known is None else who is not None and who.has_same_content(known)
 
 
+def _is_last(planned: PlannedStep) -> bool:
+    """True for what comes after all changes of the chain, each by itself."""
+    forgets = isinstance(planned.step, Forget) and planned.group is None
+    return forgets or isinstance(planned.step, Remove)
+
+
 def _identities(chain: Chain) -> dict[Path, Identity | None]:
     return {image.path: image.identity for image in chain}
 
@@ -421,7 +428,7 @@ class _Run:
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
         self._remove_all(early)
-        changes = [one for one in later if not isinstance(one.step, Remove | Forget)]
+        changes = [one for one in later if not _is_last(one)]
         for _, unit in groupby(
             changes, key=lambda one: one.group if one.group is not None else id(one)
         ):
@@ -435,8 +442,8 @@ class _Run:
         self._look_again(views_before)
         if self.plan.restart:
             yield from self._started()
+        self._forget_all(one for one in later if isinstance(one.step, Forget) and _is_last(one))
         self._remove_all(one for one in later if isinstance(one.step, Remove))
-        self._forget_all(one for one in later if isinstance(one.step, Forget))
         self._remember(replace(self._now(settled=True), applied=now()))
 
     def _started(self) -> Going:
@@ -628,6 +635,8 @@ class _Run:
             except ReconcilerError:
                 self._refused(step, chain)
                 raise
+        if isinstance(step, Forget):
+            self._tell_of_memory(step.snapshot)
         for path, known in sources.items():
             if not _is_as_it_was(path, known):
                 raise StaleChain(f"{path} was written to while it was being merged")
@@ -817,6 +826,7 @@ class _Run:
             text = f"{left.path.name} stays on disk: another program has it open"
             self.applier.reporter.note(self.plan, text)
         elif planning.still_there(left):
+            self._forget_states_of(left.path)
             seconds = self.applier.spec.host.keep(discarded=left.discarded)
             if not seconds:
                 self.backend.run(step, Chain())
@@ -842,9 +852,25 @@ class _Run:
             assert isinstance(one.step, Forget)
             self.number += 1
             self.applier.reporter.step(self.plan, self.number, one)
-            if self.found.host is not None:
-                self.found.host.forget(self.plan.domain, one.step.snapshot)
+            self._forget(one.step.snapshot)
             self.applier.reporter.finished(self.plan, self.number, one, 0.0)
+
+    def _forget(self, snapshot: str) -> None:
+        host = self.found.host
+        if host is not None and host.forget(self.plan.domain, snapshot):
+            self._tell_of_memory(snapshot)
+
+    def _tell_of_memory(self, snapshot: str) -> None:
+        saved = self.found.task.snapshots.get(snapshot) if self.found.task else None
+        if saved is not None and (note := memory_note(snapshot, saved)) is not None:
+            self.applier.reporter.note(self.plan, note)
+
+    def _forget_states_of(self, path: Path) -> None:
+        """libvirt's metadata goes before the image that holds the state that it means."""
+        known = self.found.task.snapshots if self.found.task else {}
+        for name, saved in known.items():
+            if saved.image == path:
+                self._forget(name)
 
     def _remember(self, state: DiskState) -> None:
         self.state = state

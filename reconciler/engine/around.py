@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reconciler.model.desired import DesiredDisk, Spec
-from reconciler.model.domain import Domain, Job, Source
+from reconciler.model.domain import Domain, Job, Saved, Source
 from reconciler.model.errors import ObserveError, ReconcilerError, Refused
 from reconciler.model.image import Chain, Format, Identity
 from reconciler.tools import files, images
@@ -24,7 +24,7 @@ class Found:
 
     Attributes:
         path: The active image, as the XML spells it.
-        snapshots: Images that libvirt's snapshot metadata names, by snapshot.
+        snapshots: What libvirt's snapshots have of the disk, by snapshot.
     """
 
     host: Hypervisor
@@ -33,7 +33,7 @@ class Found:
     source: Source
     path: Path
     job: Job | None
-    snapshots: Mapping[str, frozenset[Path]]
+    snapshots: Mapping[str, Saved]
 
     @property
     def formats(self) -> dict[Identity, Format]:
@@ -43,13 +43,27 @@ class Found:
         image_format = known.get(self.source.format or "")
         return {there: image_format} if there and image_format else {}
 
+    def outdated(self, chain: Chain) -> tuple[Path, ...]:
+        """
+        The chain that the definition of a domain spells out, where it is not *chain*.
+
+        After a block job libvirt spells it out; where the chain was changed by other
+        means since, the domain does not start.  Empty while it runs.
+        """
+        told = [images.identity(path) for path in self.source.named]
+        there = [image.identity for image in chain]
+        agrees = told == there if self.source.whole else told == there[len(there) - len(told) :]
+        return () if self.domain.on or agrees or not len(chain) else self.source.named
+
     def lost(self, chain: Chain, overlays: Iterable[Path], *, ours: bool) -> str | None:
         """
         Why libvirt must not be asked to change this disk: it has lost track of it.
 
         QEMU's own locks tell which image it writes to.  They differ from
         libvirt's XML after libvirt was killed in the middle of a switch, and
-        stay so until the domain is off.
+        stay so until the domain is off.  A lock on a lower image says nothing
+        where the active one is locked too, and XML and headers agree: QEMU
+        keeps the base of a commit that was given up open for writing.
 
         Args:
             overlays: Images that stand on the active image of *chain*.
@@ -60,13 +74,16 @@ class Found:
             return None
         name, ways = self.domain.name, "shut the guest off, then apply again"
         lower = [image.second or image.path for image in chain.images[:-1]]
-        # a snapshot that was begun and not taken leaves overlay and active image open for writing
-        suspects = lower if files.written_by_other(self.path) else [*overlays, *lower]
+        told = [images.identity(path) for path in self.source.named]
+        agrees = told == [image.identity for image in chain]
+        suspects = [*overlays, *lower]
+        if files.written_by_other(self.path):
+            # a snapshot that was begun and not taken leaves the overlay open for writing, too
+            suspects = [] if agrees else lower
         for path in suspects:
             if files.written_by_other(path):
                 return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
-        told = [images.identity(path) for path in self.source.named]
-        differs = self.source.whole and told != [image.identity for image in chain]
+        differs = self.source.whole and not agrees
         if differs and not (ours and images.behind(self.source.named, chain)):
             names = " <- ".join(path.name for path in self.source.named)
             return f"libvirt says that {name} uses {names}, and the headers say {chain}; {ways}"
@@ -149,7 +166,7 @@ class Around:
             # one that ran when all domains were read may have ended: XML read now is its outcome
             domain = host.domain(domain.name) or domain
             source, path = _in_a_file(domain, disk)
-        snapshots = host.snapshots(domain.name)
+        snapshots = host.snapshots(domain.name, disk.target)
         return Found(host, domain, disk.target, source, path, job, snapshots)
 
 

@@ -98,6 +98,7 @@ class Forest:
         templates: Files that some disk of the spec calls a template.
         folders: Those of the disks to be planned that exist.
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
+        unreadable: Why nobody can tell what is in flight: a state file is damaged.
         host: What this host allows.
     """
 
@@ -108,6 +109,7 @@ class Forest:
     templates: frozenset[Path]
     folders: Mapping[Path, Folder]
     in_flight: Mapping[Path, Sequence[str]]
+    unreadable: str | None
     host: Host
 
     @classmethod
@@ -117,7 +119,7 @@ class Forest:
         overlays: Overlays,
         domain_files: Iterable[tuple[Path, str]],
         folders: Mapping[Path, Folder],
-        in_flight: Mapping[Path, Sequence[str]],
+        in_flight: Mapping[Path, Sequence[str]] | str,
         host: Host,
     ) -> Forest:
         """
@@ -125,6 +127,7 @@ class Forest:
 
         Args:
             domain_files: Every file that a domain has as a disk, and whose it is.
+            in_flight: As the attribute, or why it cannot be told.
         """
         labels: dict[Path, dict[str, None]] = {}
         listed: set[Path] = set()
@@ -145,7 +148,8 @@ class Forest:
             frozenset(listed),
             frozenset(templates),
             folders,
-            in_flight,
+            {} if isinstance(in_flight, str) else in_flight,
+            in_flight if isinstance(in_flight, str) else None,
             host,
         )
 
@@ -196,6 +200,8 @@ class Forest:
 
     def interrupted_by(self, tree: Tree) -> str | None:
         """Why *tree* waits for the interrupted steps of another disk; None: it need not."""
+        if self.unreadable is not None:
+            return self.unreadable
         for path in (*tree.chain.paths, *(wanted.path for wanted in tree.wanted)):
             for label in self.in_flight.get(path, ()):
                 if label != tree.desired.label:

@@ -115,8 +115,11 @@ class Survey:
         for path, label in self.around.sources():
             yield self.lookups.path(path), label
 
-    def _in_flight(self) -> Mapping[Path, Sequence[str]]:
-        return self.states.in_flight(self.lookups)
+    def _in_flight(self) -> Mapping[Path, Sequence[str]] | str:
+        try:
+            return self.states.in_flight(self.lookups)
+        except ReconcilerError as error:
+            return str(error)
 
     # One disk
 

@@ -135,4 +135,7 @@ def _task(tree: Tree, forest: Forest) -> Task:
         on_running=disk.on_running,
         pinned="it has a managed save image, which needs it" if saved else None,
         snapshots=found.snapshots if found else {},
+        transient=found is not None and found.domain.transient,
+        outdated=found.outdated(tree.chain) if found else (),
+        beside=found.domain.beside if found else (),
     )

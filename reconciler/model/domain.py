@@ -59,6 +59,23 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """
+    One disk's part of a snapshot that libvirt knows.
+
+    Attributes:
+        image: The image whose view is the saved state: the one that was active
+            before the snapshot was made, below the overlay that it led to.
+        memory: The file that the guest's memory was saved to; None: it was not.
+        memory_size: Of that file, in bytes; None where it is gone.
+    """
+
+    image: Path
+    memory: Path | None = None
+    memory_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """
     A domain as it is now.
@@ -69,6 +86,8 @@ class Domain:
             a transient domain.
         managed_save: It has a saved memory image that pins its disks.
         checkpoints: Names of its backup checkpoints.
+        transient: It has no definition: once off, it is gone.
+        beside: What belongs to its state and is in none of its disks, in words.
     """
 
     name: str
@@ -77,6 +96,8 @@ class Domain:
     persistent: Mapping[str, Source] = field(default_factory=dict)
     managed_save: bool = False
     checkpoints: tuple[str, ...] = ()
+    transient: bool = False
+    beside: tuple[str, ...] = ()
 
     @property
     def on(self) -> bool:

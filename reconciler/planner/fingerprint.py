@@ -30,7 +30,8 @@ def fingerprint(task: Task) -> str:
         "users": {str(path): list(users) for path, users in sorted(task.users.items())},
         "templates": sorted(str(p) for p in task.templates if p in task.chain),
         "state": [task.on, str(task.attached), task.pinned, task.on_running],
-        "snapshots": {name: sorted(map(str, paths)) for name, paths in task.snapshots.items()},
+        "snapshots": {name: str(one.image) for name, one in sorted(task.snapshots.items())},
+        "definition": [task.transient, [str(path) for path in task.outdated]],
         "strangers": sorted(str(path) for path in task.strangers),
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)

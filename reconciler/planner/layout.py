@@ -80,6 +80,7 @@ def settled(task: Task, layout: Layout) -> bool:
         and not layout.discarded
         and not task.second_names
         and task.attached in (None, active.path, active.second)
+        and not task.outdated
         and not any(wanted.size for wanted in task.wanted[:-1])
         and size in (None, active.virtual_size)
     )

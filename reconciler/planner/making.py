@@ -26,6 +26,7 @@ from reconciler.model.steps import (
     touched,
 )
 from reconciler.model.units import human_size, human_time
+from reconciler.planner import books
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, unwritable, vanishes, views_needed
@@ -68,6 +69,8 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         choices = choose(task, layout, views, thrifty=True)
         planned = _chained(task, layout, _ordered(task, layout, choices))
         lacking = _lacking(task, planned)
+    points = restore_points(task, layout)
+    planned = books.with_forgets(task, points.kept, planned)
     desired = tuple(wanted.path for wanted in task.wanted)
     plan = DiskPlan(
         domain=task.domain,
@@ -75,8 +78,13 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
         observed=task.chain,
         desired=desired,
         steps=planned,
-        restore_points=restore_points(task, layout),
-        notes=(*([STOPPED] if restart else []), *_notes(task, layout, planned)),
+        restore_points=points,
+        notes=(
+            *([STOPPED] if restart else []),
+            *_notes(task, layout, planned),
+            *books.notes(task, planned),
+            *_beside(task, layout, planned),
+        ),
         restart=restart,
     )
     _prove(task, layout, plan)
@@ -140,6 +148,10 @@ def _attached(
     """*steps*, and the one that gives the domain its new active image, in one group with it."""
     active = task.wanted[-1]
     if active.path == attached:
+        if task.outdated and not steps:
+            names = " <- ".join(short_name(path) for path in task.outdated)
+            why = f"the definition spells the chain out as {names}"
+            return [(Priced(Attach(active.path), 0, why), None)]
         return steps
     if task.pinned:
         raise Refused(
@@ -172,6 +184,13 @@ def _restarts(task: Task, layout: Layout) -> bool:
             f"{', '.join(image.name for image in layout.discarded)} is discarded, and the guest "
             f"is {task.state}",
             'shut it off, or write on_running = "restart"',
+        )
+    if task.transient:
+        raise Refused(
+            f"{', '.join(image.name for image in layout.discarded)} is discarded, and "
+            f"{task.domain} is transient: once stopped, it is gone, and nothing could start it",
+            f"give it a definition (virsh dumpxml {task.domain} --inactive > {task.domain}.xml; "
+            f"virsh define {task.domain}.xml)",
         )
     return True
 
@@ -314,7 +333,7 @@ def _chained(
         for image in reversed(task.chain.images[task.frozen :])
         if image.second is not None and task.on and image.identity not in last
     ]
-    return (*planned, *_forgotten(task, chain, now, planned))
+    return tuple(planned)
 
 
 def identities(chain: Chain) -> set[Identity | None]:
@@ -353,23 +372,16 @@ def _removed(
     return PlannedStep(step, now, now, reason, frees=frees)
 
 
-def _forgotten(
-    task: Task, chain: Chain, now: Chain, planned: list[PlannedStep]
-) -> list[PlannedStep]:
-    """Steps that drop libvirt's metadata of snapshots whose images go."""
-    late: dict[Path, str | None] = {}
-    for one in planned:
-        match one.step:
-            case Remove(image) | Rename(image, _, False):
-                late[image] = one.deferred
-    found = []
-    for name, paths in sorted(task.snapshots.items()):
-        if gone := sorted(paths & late.keys()):
-            wait = next((late[path] for path in gone if late[path]), None)
-            at = chain if wait else now
-            why = f"{short_name(gone[0])} is gone"
-            found.append(PlannedStep(Forget(name), at, at, why, deferred=wait))
-    return found
+def _beside(task: Task, layout: Layout, planned: tuple[PlannedStep, ...]) -> Iterable[str]:
+    """What a rollback, or the first restore point of a disk, leaves out of the guest's state."""
+    first = len(task.chain) - task.frozen <= 1 and any(isinstance(o.step, Create) for o in planned)
+    if not task.beside or not planned or not (layout.discarded or first):
+        return
+    what = " and ".join(task.beside)
+    if layout.discarded:
+        yield f"not rolled back: {what}; put an older copy there if the guest needs it"
+    else:
+        yield f"not part of a restore point: {what}; copy it yourself, with the guest off"
 
 
 def _removable(task: Task, layout: Layout, index: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from reconciler.model.domain import Saved
 from reconciler.model.extents import Extents
 from reconciler.model.image import Chain, Format, Image
 from reconciler.model.plan import State
@@ -70,7 +71,11 @@ class Task:
         attached: The image that the domain's definition has; None without libvirt.
         on_running: What a rollback may do to a guest that runs.
         pinned: Why the guest must go on in the active image that it has; None: it need not.
-        snapshots: Images of libvirt's external snapshots, by the snapshot's name.
+        snapshots: What libvirt's external snapshots have of the disk, by the snapshot's name.
+        transient: The domain has no definition, and is gone once it is off.
+        outdated: What the domain's definition spells out as the chain, where that is
+            another one; empty: it leaves the chain to the headers, or is right.
+        beside: What belongs to the guest's state and is in no disk, in words.
         frozen: How many images, from the base, may only be read.  An image
             below a shared one is a part of the shared one's view.
     """
@@ -98,7 +103,10 @@ class Task:
     attached: Path | None = None
     on_running: Literal["refuse", "restart"] = "refuse"
     pinned: str | None = None
-    snapshots: Mapping[str, frozenset[Path]] = field(default_factory=dict)
+    snapshots: Mapping[str, Saved] = field(default_factory=dict)
+    transient: bool = False
+    outdated: tuple[Path, ...] = ()
+    beside: tuple[str, ...] = ()
     frozen: int = field(init=False, default=0)
 
     @property

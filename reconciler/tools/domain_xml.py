@@ -38,6 +38,21 @@ def targets(text: str) -> tuple[str, ...]:
     return tuple(name for name in found if name)
 
 
+def beside(text: str) -> tuple[str, ...]:
+    """What belongs to the state of the guest *text* and is in none of its disks, in words."""
+    root = _parsed(text)
+    found = []
+    nvram = root.find("./os/nvram")
+    if nvram is not None:
+        source = nvram.find("source")
+        name = nvram.text if source is None else source.get("file") or source.get("name")
+        where = f" ({name.strip()})" if name and name.strip() else ""
+        found.append(f"the NVRAM of the guest's firmware{where}")
+    if root.find("./devices/tpm/backend[@type='emulator']") is not None:
+        found.append("the state of its TPM")
+    return tuple(found)
+
+
 def has_disk_snapshots(text: str) -> bool:
     """
     True where the host's capabilities *text* have a guest with snapshots of its disks alone.
@@ -230,7 +245,29 @@ def snapshot(overlays: Mapping[str, Path], others: Iterable[str]) -> str:
     return f"<domainsnapshot><disks>{taken}{left}</disks></domainsnapshot>"
 
 
-def snapshot_images(text: str) -> set[Path]:
-    """Files that the metadata of an external snapshot names as overlays."""
-    sources = _parsed(text).findall("./disks/disk/source")
-    return {Path(one.get("file", "")) for one in sources if one.get("file")}
+def snapshot_states(text: str) -> dict[str, Path]:
+    """
+    The image that holds the state of an external snapshot, by target.
+
+    libvirt keeps the domain as it was before the snapshot was made: the disk
+    that it has there is the one below the overlay.  A disk whose state is in
+    the image itself (an internal snapshot), or that had no part, has none.
+    """
+    root = _parsed(text)
+    taken = {
+        one.get("name") for one in root.findall("./disks/disk") if one.get("snapshot") == "external"
+    }
+    found = {}
+    for disk in root.findall("./domain/devices/disk"):
+        target, path = disk.find("target"), _file(disk)
+        name = None if target is None else target.get("dev")
+        if name is not None and name in taken and path is not None:
+            found[name] = path
+    return found
+
+
+def snapshot_memory(text: str) -> Path | None:
+    """The file that a snapshot has saved the guest's memory to; None: it has not."""
+    memory = _parsed(text).find("./memory[@snapshot='external']")
+    name = None if memory is None else memory.get("file")
+    return Path(name) if name else None

@@ -103,6 +103,14 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
         os.close(descriptor)
 
 
+def size_of(path: Path) -> int | None:
+    """Bytes of the file *path*; None where it cannot be looked at."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
 def remove(path: Path) -> None:
     """Unlink *path* durably; a file that is gone already is fine."""
     with suppress(FileNotFoundError):

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from reconciler.model.domain import Domain, DomainState, Job
+from reconciler.model.domain import Domain, DomainState, Job, Saved
 from reconciler.model.errors import HypervisorError
-from reconciler.tools import domain_xml, pulse
+from reconciler.tools import domain_xml, files, pulse
 
 if TYPE_CHECKING:
     import libvirt
@@ -278,6 +278,8 @@ class Hypervisor:
                 persistent=domain_xml.disks(persistent) if persistent else {},
                 managed_save=bool(handle.hasManagedSaveImage()),
                 checkpoints=tuple(checkpoints),
+                transient=persistent is None,
+                beside=domain_xml.beside(live or persistent or "<domain/>"),
             )
         except binding.libvirtError as error:
             if error.get_error_code() == binding.VIR_ERR_NO_DOMAIN:
@@ -571,19 +573,35 @@ class Hypervisor:
 
     # Snapshot metadata
 
-    def snapshots(self, name: str) -> dict[str, frozenset[Path]]:
-        """The images that libvirt's metadata of each external snapshot names."""
+    def snapshots(self, name: str, target: str) -> dict[str, Saved]:
+        """What libvirt's external snapshots of *name* have of the disk *target*, by snapshot."""
+        found = {}
         with _told(f"the snapshots of {name}"):
-            return {
-                one.getName(): frozenset(domain_xml.snapshot_images(one.getXMLDesc()))
-                for one in self._handle(name).listAllSnapshots()
-            }
+            for one in self._handle(name).listAllSnapshots():
+                text = one.getXMLDesc()
+                if path := domain_xml.snapshot_states(text).get(target):
+                    memory = domain_xml.snapshot_memory(text)
+                    size = None if memory is None else files.size_of(memory)
+                    found[one.getName()] = Saved(path, memory, size)
+        return found
 
-    def forget(self, name: str, snapshot: str) -> None:
-        """Drop the metadata of *snapshot*, as ``virsh snapshot-delete --metadata`` does."""
-        flag = self._binding.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+    def forget(self, name: str, snapshot: str) -> bool:
+        """
+        Drop the metadata of *snapshot*, as ``virsh snapshot-delete --metadata`` does.
+
+        Returns:
+            False where it was gone already.
+        """
+        binding = self._binding
+        flag = binding.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
         with _told(f"the snapshot {snapshot} of {name}"):
-            self._handle(name).snapshotLookupByName(snapshot).delete(flag)
+            try:
+                self._handle(name).snapshotLookupByName(snapshot).delete(flag)
+            except binding.libvirtError as error:
+                if error.get_error_code() != binding.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                    raise
+                return False
+        return True
 
 
 def _state(binding: Any, handle: libvirt.virDomain) -> DomainState:

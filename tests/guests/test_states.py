@@ -19,6 +19,9 @@ from tests.guests.world import World
 DISK_ONLY, ATOMIC, NO_METADATA = 16, 128, 4
 """VIR_DOMAIN_SNAPSHOT_CREATE_* of libvirt."""
 
+ACTIVE = 4
+"""VIR_DOMAIN_BLOCK_COMMIT_ACTIVE of libvirt."""
+
 SLOW = ("--bandwidth", "128K")
 
 
@@ -256,23 +259,70 @@ def test_overlays_of_two_disks_while_the_guest_is_off(world: World) -> None:
     assert guest.read_back()["vda"].ok
 
 
-def test_metadata_of_a_snapshot_whose_image_goes_is_forgotten(scene: Scene) -> None:
+def taken(scene: Scene, name: str, *, memory: Path | None = None) -> None:
+    """A snapshot of libvirt's own, with metadata; the guest goes on in the image *name*."""
+    disk = f"<disk name='vda'><source file='{scene.path(name)}'/></disk>"
+    saved = f"<memory snapshot='external' file='{memory}'/>" if memory else ""
+    text = f"<domainsnapshot><name>{name}</name>{saved}<disks>{disk}</disks></domainsnapshot>"
+    scene.world.create_snapshot("web", text, ATOMIC | (0 if memory else DISK_ONLY))
+    scene.guest.wait_for(5)
+
+
+def test_libvirts_books_never_name_a_state_that_reads_otherwise(scene: Scene) -> None:
+    """Each snapshot means the image below the overlay that its creation made."""
     world = scene.world
-    disk = f"<disk name='vda'><source file='{scene.path('mon')}'/></disk>"
-    xml = f"<domainsnapshot><name>before</name><disks>{disk}</disks></domainsnapshot>"
-    world.create_snapshot("web", xml, DISK_ONLY | ATOMIC)
-    scene.guest.wait_for(5)
-    scene.want(vda="base <- mon <- tue")
+    for name in ("s1", "s2", "s3", "s4"):
+        taken(scene, name)
+    scene.want(vda="base <- s1 <- s2 <- s3 <- s4")
     scene.apply()
-    assert world.snapshots("web") == ["before"]
-    scene.guest.wait_for(5)
+    assert world.snapshots("web") == ["s1", "s2", "s3", "s4"]
 
-    scene.want(vda="base <- tue")
-    assert ("forget", False) in scene.steps()
+    scene.want(vda="base <- s2 <- s3 <- s4")  # while it runs: the state of s1 is that of s2
     scene.apply()
+    assert world.snapshots("web") == ["s1", "s3", "s4"]
 
+    scene.want(vda="base <- s2 <- s4")
+    scene.apply()
+    assert world.snapshots("web") == ["s1", "s3"]
+
+    scene.want(vda="base <- s2")  # the guest writes to s2 again
+    scene.apply()
+    assert world.snapshots("web") == ["s1"]
+
+    world.stop("web")
+    scene.want('discard = ["s2.qcow2"]', vda="base")
+    scene.apply()
     assert world.snapshots("web") == []
-    assert scene.observed() == (["base", "tue"], [])
+
+
+def test_metadata_goes_with_an_image_whose_removal_was_interrupted(scene: Scene) -> None:
+    """Killed after the merge, before the file goes: nothing names it at last."""
+    taken(scene, "mon")
+    taken(scene, "tue")
+    scene.want(vda="base <- tue")
+    for at in range(1, 60):
+        run = scene.run_killed(at, "apply", "-y")
+        gone = scene.chain() == ["base", "tue"]
+        if gone or not run.killed:
+            break
+    scene.apply()
+
+    assert scene.files() == {"base", "tue"}
+    assert scene.world.snapshots("web") == ["mon"]
+
+
+def test_memory_of_a_forgotten_snapshot_is_named_and_stays(scene: Scene) -> None:
+    memory = scene.world.images / "saved.mem"
+    taken(scene, "mon")
+    taken(scene, "tue", memory=memory)
+    scene.want(vda="base <- tue")
+
+    said = scene.apply()
+
+    assert f"{memory} (" in said.replace("\n", "")
+    assert memory.exists()
+    assert scene.world.snapshots("web") == ["mon"]
+    assert scene.guest.read_back()["vda"].ok
 
 
 def test_an_image_that_another_domain_stands_on_stays(scene: Scene) -> None:
@@ -427,3 +477,56 @@ def test_what_libvirt_does_not_have_as_the_spec_says_is_refused(world: World) ->
     world.define_xml(xml)
     scene.apply()
     assert scene.chain() == ["base", "mon"]
+
+
+def test_a_commit_that_was_given_up_leaves_locks_and_no_lost_track(scene: Scene) -> None:
+    """QEMU 7.2 keeps the base of an aborted active commit open for writing."""
+    grown(scene, "mon")
+    scene.world.start_commit(
+        "web", "vda", str(scene.path("base")), bandwidth=64 * 1024, flags=ACTIVE
+    )
+    scene.world.abort_job("web", "vda")
+    scene.world.wait_no_job("web", "vda")
+    assert scene.steps() == []
+
+    grown(scene, "tue", "wed")
+    scene.want(vda="base <- mon <- wed")
+    scene.apply()
+    scene.want(vda="base")
+    scene.apply()
+    scene.guest.wait_for(5)
+
+    assert scene.chain() == ["base"]
+    assert scene.guest.read_back()["vda"].ok
+    assert scene.guest.errors() == []
+
+
+def test_a_definition_that_spells_an_old_chain_is_put_right(scene: Scene) -> None:
+    grown(scene, "mon", "tue")
+    scene.world.stop("web")
+    argv = ["qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b"]
+    subprocess.run([*argv, str(scene.path("base")), str(scene.path("tue"))], check=True)
+    scene.path("mon").unlink()
+    scene.want(vda="base <- tue")
+
+    chain, steps = scene.observed()
+    assert chain == ["base", "tue"]
+    assert [step["action"] for step in steps] == ["attach"]
+    assert "spells the chain out as base <- mon <- tue" in steps[0]["reason"]
+    scene.apply()
+
+    assert scene.steps() == []
+    assert scene.world.boot("web").boot_verdicts()["vda"].ok
+
+
+def test_a_transient_domain_is_not_stopped_for_a_rollback(scene: Scene) -> None:
+    grown(scene, "mon")
+    scene.world.undefine("web")
+    rest = 'discard = ["mon.qcow2"]\non_running = "restart"\nshutdown_timeout = 15'
+    scene.want(rest, vda="base <- tue")
+
+    scene.apply_refused("web is transient: once stopped, it is gone")
+
+    assert scene.world.state("web") == "running"
+    assert scene.chain() == ["base", "mon"]
+    scene.guest.wait_for(3)

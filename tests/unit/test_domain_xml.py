@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from reconciler.model.domain import Source
 from reconciler.model.errors import ObserveError
 from reconciler.tools.domain_xml import (
+    beside,
     disks,
     images,
     snapshot,
-    snapshot_images,
+    snapshot_memory,
+    snapshot_states,
     targets,
     with_sources,
     without_backing,
@@ -472,7 +474,8 @@ def test_xml_that_cannot_be_read_is_an_error_of_the_host(text: str) -> None:
     for act in (
         disks,
         images,
-        snapshot_images,
+        snapshot_memory,
+        snapshot_states,
         lambda text: with_sources(text, {}),
         lambda text: without_backing(text, []),
     ):
@@ -623,16 +626,11 @@ def test_a_snapshot_takes_the_named_disks_and_leaves_out_the_others() -> None:
     ]
 
 
-@given(st.dictionaries(st.sampled_from(["vda", "vdb", "sda"]), NAMES))
-def test_the_images_of_a_snapshot_are_read_back(overlays: dict[str, Path]) -> None:
-    assert snapshot_images(snapshot(overlays, ["vdz"])) == set(overlays.values())
-
-
 METADATA = """<domainsnapshot>
   <name>before the upgrade</name>
   <state>disk-snapshot</state>
   <parent><name>mon</name></parent>
-  <memory snapshot='no'/>
+  <memory snapshot='external' file='/mem/before'/>
   <disks>
     <disk name='vda' snapshot='external' type='file'>
       <driver type='qcow2'/>
@@ -650,18 +648,58 @@ METADATA = """<domainsnapshot>
         <source file='/images/mon.qcow2'/>
         <target dev='vda' bus='virtio'/>
       </disk>
+      <disk type='file' device='disk'>
+        <source file='/images/data.qcow2'/>
+        <target dev='vdb' bus='virtio'/>
+      </disk>
+      <disk type='file' device='disk'>
+        <source file='/images/inside.qcow2'/>
+        <target dev='vdc' bus='virtio'/>
+      </disk>
+      <disk type='block' device='disk'>
+        <source dev='/dev/vg0/vm'/>
+        <target dev='vdd' bus='virtio'/>
+      </disk>
     </devices>
   </domain>
 </domainsnapshot>
 """
 
 
-def test_the_metadata_of_a_snapshot_names_its_overlays_and_not_those_of_the_domain_then() -> None:
-    assert snapshot_images(METADATA) == {Path("/images/tue & wed.qcow2")}
+def test_a_snapshot_means_the_image_that_was_active_before_it() -> None:
+    assert snapshot_states(METADATA) == {"vda": Path("/images/mon.qcow2")}
+    assert snapshot_memory(METADATA) == Path("/mem/before")
 
 
-def test_the_metadata_of_an_internal_snapshot_names_no_image() -> None:
-    assert snapshot_images("<domainsnapshot><name>a</name></domainsnapshot>") == set()
+def test_an_internal_snapshot_has_its_state_in_the_image_itself() -> None:
+    text = "<domainsnapshot><name>a</name><memory snapshot='internal'/></domainsnapshot>"
+
+    assert snapshot_states(text) == {}
+    assert snapshot_memory(text) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ("", ()),
+        (
+            "<os><nvram>/vars/web.fd</nvram></os>",
+            ("the NVRAM of the guest's firmware (/vars/web.fd)",),
+        ),
+        (
+            "<os><nvram type='file'><source file='/vars/web.fd'/></nvram></os>",
+            ("the NVRAM of the guest's firmware (/vars/web.fd)",),
+        ),
+        (
+            "<os><nvram/></os><devices><tpm><backend type='emulator'/></tpm></devices>",
+            ("the NVRAM of the guest's firmware", "the state of its TPM"),
+        ),
+        ("<devices><tpm><backend type='passthrough'/></tpm></devices>", ()),
+    ],
+    ids=["plain", "nvram", "nvram as a source", "nvram and tpm", "the host's tpm"],
+)
+def test_what_is_in_no_disk(parts: str, told: tuple[str, ...]) -> None:
+    assert beside(f"<domain>{parts}</domain>") == told
 
 
 @pytest.mark.parametrize("special", ["transient", "shareable"])

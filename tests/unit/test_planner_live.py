@@ -16,6 +16,7 @@ import pytest
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from reconciler.model.domain import Saved
 from reconciler.model.errors import Refused
 from reconciler.model.image import Chain
 from reconciler.model.plan import DiskPlan, PlannedStep, State
@@ -708,7 +709,8 @@ SHUT_OFF: list[tuple[Any, ...]] = [
 
 OFF = [(*row[:3], {"state": "shut-off", **row[3]}, row[4]) for row in SHUT_OFF]
 
-S_P, S_Q, S_X = ({f"s-{name}": frozenset([path(name)])} for name in "pqx")
+S_P, S_Q, S_X = ({f"s-{name}": Saved(path(name))} for name in "pqx")
+"""libvirt's snapshots, each with the image that holds its state."""
 
 SNAPSHOTS = [
     # id, observed, desired, rest, steps
@@ -717,7 +719,7 @@ SNAPSHOTS = [
         "b <- p <- q <- x*",
         "b <- p <- x*",
         {"snapshots": S_P | S_Q | S_X},
-        ["pull up into x down to p [18 MiB]", "remove q", "forget snapshot s-q"],
+        ["pull up into x down to p [18 MiB]", "forget snapshot s-q", "remove q"],
     ),
     (
         "of two images that are removed",
@@ -726,77 +728,111 @@ SNAPSHOTS = [
         {"snapshots": S_P | S_Q | S_X},
         [
             "pull up into x down to b [18 MiB]",
-            "remove q",
-            "remove p",
-            "forget snapshot s-p",
             "forget snapshot s-q",
+            "remove q",
+            "forget snapshot s-p",
+            "remove p",
         ],
     ),
     (
-        "of several disks, one of whose images is removed",
+        "of a restore point that the guest writes to again",
         "b <- p <- x*",
         "b <- p*",
-        {"snapshots": {"all": frozenset([path("x"), path("/other/disk2")])}},
-        ["commit x down into p, relink [2.0 MiB]", "remove x", "forget snapshot all"],
+        {"snapshots": S_P | {"s-b": Saved(path("b"))}},
+        ["forget snapshot s-p", "commit x down into p, relink [2.0 MiB]", "remove x"],
     ),
     (
         "of an image that is removed later",
         "b <- p <- q <- x*",
         "b <- q <- x*",
         {"snapshots": S_P | S_Q, "state": "paused"},
-        ["pull up into q down to b, waits", "remove p, waits", "forget snapshot s-p, waits"],
+        ["pull up into q down to b, waits", "forget snapshot s-p, waits", "remove p, waits"],
     ),
     (
         "one now and one later",
         "b <- p <- q <- r <- x*",
         "q <- x*",
-        {"snapshots": S_P | {"s-r": frozenset([path("r")])}},
+        {"snapshots": S_P | {"s-r": Saved(path("r"))}},
         [
             "pull up into x down to q",
             "pull up into q down to nothing, waits",
-            "remove r",
-            "remove p, waits",
-            "forget snapshot s-p, waits",
             "forget snapshot s-r",
+            "remove r",
+            "forget snapshot s-p, waits",
+            "remove p, waits",
         ],
     ),
     (
-        "whose images go one now and one later: later",
-        "b <- p <- q <- r <- x*",
-        "q <- x*",
-        {"snapshots": {"both": frozenset([path("p"), path("r")])}},
-        [
-            "pull up into x down to q",
-            "pull up into q down to nothing, waits",
-            "remove r",
-            "remove p, waits",
-            "forget snapshot both, waits",
-        ],
+        "of what is discarded",
+        "b <- p <- x*",
+        "b <- p <- y*",
+        {"snapshots": S_P | S_X, "state": "shut-off", "discard": "x"},
+        ["create y on p, qcow2, 64 MiB", "attach y", "forget snapshot s-x", "remove x"],
+    ),
+    (
+        "of a restore point that is rolled back to, and written to",
+        "b <- p <- x*",
+        "b <- p*",
+        {"snapshots": S_P | S_X, "state": "shut-off", "discard": "x"},
+        ["forget snapshot s-p", "attach p", "forget snapshot s-x", "remove x"],
     ),
     (
         "while its image has two names",
         "b <- p <- q <- x*",
         "b <- q <- x*",
-        {"snapshots": S_P},
-        ["commit q down into p, relink [20 MiB]", "rename p to q, link"],
+        {"snapshots": S_P | S_Q},
+        ["forget snapshot s-p", "commit q down into p, relink [20 MiB]", "rename p to q, link"],
     ),
     (
         "when the second name goes",
         "b <- q <- x*",
         "b <- q <- x*",
-        {"snapshots": S_P, "state": "shut-off", "facts": KNOWN_AS_P},
-        ["rename p to q", "forget snapshot s-p"],
+        {"snapshots": S_P | S_Q, "state": "shut-off", "facts": KNOWN_AS_P},
+        ["forget snapshot s-p", "rename p to q"],
     ),
     (
         "of a dropped image whose file lives on under another name",
         "b <- p <- q <- x*",
         "b <- q <- x*",
-        {"snapshots": S_P, "state": "shut-off", "data": {"q": [1], "p": range(30)}},
-        ["commit q down into p [1.0 MiB]", "rename p to q", "forget snapshot s-p"],
+        {"snapshots": S_P | S_Q, "state": "shut-off", "data": {"q": [1], "p": range(30)}},
+        ["forget snapshot s-p", "commit q down into p [1.0 MiB]", "rename p to q"],
+    ),
+    (
+        "of an image that somebody else stands on, and that stays",
+        "b <- p <- q <- x*",
+        "b <- x*",
+        {"snapshots": S_P, "state": "shut-off", "shared": {"p": "other"}},
+        ["commit x down into q [2.0 MiB]", "pull up into q down to b", "rename q to x"],
+    ),
+    (
+        "of a golden base that is dropped, and stays",
+        "b <- p <- x*",
+        "p <- x*",
+        {"snapshots": {"s-b": Saved(path("b"))}, "state": "shut-off"},
+        ["pull up into p down to nothing [5.0 MiB]"],
     ),
 ]
 
-TABLES = (DONE_NOW, WAITING, SECOND_NAMES, OFF, SNAPSHOTS)
+DEFINED = [
+    # id, observed, desired, rest, steps
+    (
+        "a definition that spells out another chain",
+        "b <- x*",
+        "b <- x*",
+        {"outdated": (path("b"), path("p"), path("x"))},
+        ["attach x"],
+    ),
+    (
+        "whatever else is done puts the definition right",
+        "b <- p <- x*",
+        "b <- x*",
+        {"outdated": (path("b"), path("x"))},
+        ["commit x down into p [2.0 MiB]", "rename p to x"],
+    ),
+]
+DEFINED_OFF = [(*row[:3], {"state": "shut-off", **row[3]}, row[4]) for row in DEFINED]
+
+TABLES = (DONE_NOW, WAITING, SECOND_NAMES, OFF, SNAPSHOTS, DEFINED_OFF)
 
 
 @pytest.mark.parametrize(("observed", "desired", "rest", "steps"), rows(*TABLES))
@@ -1287,3 +1323,51 @@ def test_the_image_with_two_names_is_told_by_advance() -> None:
     assert chain == made.steps[-1].after
     assert str(chain) == "b <- q <- x <- y*"
     assert chain.image(path("q")).second == path("p")
+
+
+def test_metadata_goes_together_with_the_merge_that_ends_its_state() -> None:
+    """An interruption in between leaves both to be finished."""
+    made = domain("b <- p <- x*", "b <- p*", snapshots=S_P)
+
+    assert [one.group is not None for one in made.steps[:2]] == [True, True]
+    assert made.steps[0].group == made.steps[1].group
+
+
+def test_memory_that_can_no_longer_be_restored_is_named() -> None:
+    saved = Saved(path("p"), Path("/mem/s1"), 96 * MIB)
+    made = domain("b <- p <- x*", "b <- x*", snapshots={"s1": saved})
+
+    assert len(made.notes) == 1
+    assert made.notes[0].startswith("/mem/s1 (96 MiB): the guest's memory of libvirt's snapshot s1")
+    assert "can no longer be restored" in made.notes[0]
+
+
+NVRAM = "the NVRAM of the guest's firmware (/vars/web.fd)"
+
+
+@pytest.mark.parametrize(
+    ("observed", "desired", "discard", "note"),
+    [
+        ("x*", "x <- y*", "", f"not part of a restore point: {NVRAM}; copy it yourself"),
+        ("b <- x*", "b <- x <- y*", "", None),
+        ("b <- x*", "b*", "x", f"not rolled back: {NVRAM}; put an older copy there"),
+        ("b <- x*", "b <- y*", "x", f"not rolled back: {NVRAM}; put an older copy there"),
+        ("b <- p <- x*", "b <- x*", "", None),
+    ],
+    ids=["first restore point", "second", "rollback to base", "rollback to an overlay", "drop"],
+)
+def test_what_is_in_no_disk_is_told_of(
+    observed: str, desired: str, discard: str, note: str | None
+) -> None:
+    made = domain(observed, desired, "shut-off", discard=discard, beside=(NVRAM,))
+
+    assert made.error is None
+    assert [one for one in made.notes if "NVRAM" in one] == [
+        one for one in made.notes if note and one.startswith(note)
+    ]
+    assert any("NVRAM" in one for one in made.notes) == (note is not None)
+
+
+def test_a_transient_domain_is_not_stopped_for_a_rollback() -> None:
+    with pytest.raises(Refused, match="transient: once stopped, it is gone"):
+        domain("b <- x*", "b <- y*", discard="x", on_running="restart", transient=True)
