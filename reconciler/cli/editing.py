@@ -30,6 +30,7 @@ from reconciler.spec import edit, load
 from reconciler.spec.document import read_text
 from reconciler.spec.host import read_host
 from reconciler.spec.overlay_names import overlay_name
+from reconciler.spec.places import placed
 
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
 
@@ -278,7 +279,7 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
             choices = [_called(name, disk.target if len(disks) > 1 else None)]
         for choice in choices:
             written = _beside(choice, disk)
-            path = os.path.realpath(disk.directory / written)
+            path = os.path.realpath(placed(disk.directory, written))
             if path not in taken and not os.path.lexists(path):
                 break
         else:
@@ -320,7 +321,7 @@ def _entry(disk: DesiredDisk, image: str) -> Entry | None:
     Raises:
         Mistake: It names several.
     """
-    paths = {os.path.realpath(image), os.path.realpath(disk.directory / image)}
+    paths = {os.path.realpath(image), os.path.realpath(placed(disk.directory, image or "."))}
     ways = (
         lambda entry: entry.name == image,
         lambda entry: os.path.realpath(entry.path) in paths,

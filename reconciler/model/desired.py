@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import total_ordering
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +15,57 @@ OVERLAY_NAME = "{domain}-{disk}-{time:%Y%m%dT%H%M%S}.qcow2"
 """Names of new overlays where the spec has no pattern of its own."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@total_ordering
 class Location:
-    """A place in a spec file; line and column count from 1."""
+    """
+    A place in a spec file; line and column count from 1.
 
-    file: Path
-    line: int
-    column: int
+    A place that is `sought` is found when somebody first asks for its line:
+    finding it means going through the whole text, and most are never told.
+    """
+
+    __slots__ = ("_place", "file")
+
+    def __init__(self, file: Path, line: int, column: int) -> None:
+        self.file = file
+        self._place: tuple[int, int] | Callable[[], tuple[int, int]] = (line, column)
+
+    @classmethod
+    def sought(cls, file: Path, find: Callable[[], tuple[int, int]]) -> Location:
+        """The place in *file* whose line and column *find* tells."""
+        location = cls(file, 0, 0)
+        location._place = find
+        return location
+
+    @property
+    def line(self) -> int:
+        return self._found()[0]
+
+    @property
+    def column(self) -> int:
+        return self._found()[1]
+
+    def _found(self) -> tuple[int, int]:
+        if not isinstance(self._place, tuple):
+            self._place = self._place()
+        return self._place
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}:{self.column}"
+
+    def __repr__(self) -> str:
+        return f"Location({self.file!r}, {self.line}, {self.column})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Location):
+            return NotImplemented
+        return self.file == other.file and self._found() == other._found()
+
+    def __lt__(self, other: Location) -> bool:
+        return (self.file, self._found()) < (other.file, other._found())
+
+    def __hash__(self) -> int:
+        return hash((self.file, self._found()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from reconciler.model.desired import DesiredDisk, Entry, Location
 from reconciler.model.errors import Problem
 from reconciler.model.units import parse_size
+from reconciler.spec import schema
 from reconciler.spec.document import Document, quote
 from reconciler.spec.overlay_names import fault
+from reconciler.spec.places import folder_at, is_homeless, placed
 from reconciler.spec.positions import KeyPath
-from reconciler.spec.rules import RealPaths, WrittenDisk, problems_between, problems_of
+from reconciler.spec.rules import RealPaths, WrittenDisk, homeless, problems_between, problems_of
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """The value of a default, and where it was written."""
+    """The value of a default, and where it was written: in a file of *folder*."""
 
     value: Any
-    location: Location
-    folder: Path
+    folder: str
+    location: Location = field(compare=False)
 
 
 Settings = dict[str, Setting]
+Entries = dict[tuple[Path, tuple[Any, ...]], Entry]
+"""Entries with more than a name, by directory and content: a template is one for all its disks."""
 
-
-@dataclass(frozen=True, slots=True)
-class ReadDisk:
-    """
-    A disk, and what it was read from.
-
-    Attributes:
-        settings: What holds for its domain.
-        problems: Of its own keys.
-    """
-
-    document: Document
-    settings: Settings
-    written: WrittenDisk
-    problems: tuple[Problem, ...]
-
-
-KnownDisks = dict[tuple[Path, KeyPath], ReadDisk]
-"""Disks that were read before, by file and key."""
+KnownDisks = dict[tuple[Path, KeyPath], tuple[Document, Settings, WrittenDisk, tuple[Problem, ...]]]
+"""
+Disks that were read before, by file and key: from which document, with which settings of
+their domain, and what was found.
+"""
 
 _PLAIN = (
     "remove_base",
@@ -74,22 +65,25 @@ def meaning(
             document or the settings of its domain changed.
     """
     problems: list[Problem] = []
-    known = {} if known is None else known
-    written = [disk for spec in specs for disk in _read_disks(spec, known, problems)]
-    for gone in known.keys() - {(one.document.file, one.path) for one in written}:
-        del known[gone]
+    before = {} if known is None else dict(known)
+    read: KnownDisks | None = None if known is None else {}
+    written = [disk for spec in specs for disk in _read_disks(spec, before, read, problems)]
+    if known is not None and read is not None:
+        known.clear()
+        known.update(read)
     for disk in written:
-        problems += problems_of(disk)
-    problems += problems_between(written)
+        problems += islice(problems_of(disk), max(schema.MOST - len(problems), 0))
+    problems += islice(problems_between(written), schema.MOST)
     return tuple(one.disk for one in written), problems
 
 
 def _read_disks(
-    spec: Sequence[Document], known: KnownDisks, problems: list[Problem]
+    spec: Sequence[Document], before: KnownDisks, read: KnownDisks | None, problems: list[Problem]
 ) -> Iterator[WrittenDisk]:
-    """The disks of *spec*; those that are not *known* as they are now become so."""
+    """The disks of *spec*; what is known of them from *before* is taken over into *read*."""
     defaults = _settings(spec, ("defaults",), problems)
     real = RealPaths()
+    entries: Entries = {}
     documents: dict[str, list[Document]] = {}
     for document in spec:
         for name in document.data.get("domains", ()):
@@ -102,12 +96,20 @@ def _read_disks(
         for name, domain in document.data.get("domains", {}).items():
             for target in domain.get("disks", ()):
                 path = ("domains", name, "disks", target)
-                read = known.get((document.file, path))
-                if read is None or read.document is not document or read.settings != domains[name]:
-                    read = _read_disk(document, path, domains[name], real)
-                    known[document.file, path] = read
-                problems += read.problems
-                yield replace(read.written, real=real)  # links may lead elsewhere by now
+                known = before.get((document.file, path)) if before else None
+                if known is None or known[0] is not document or known[1] != domains[name]:
+                    found: list[Problem] = []
+                    own = _settings([document], path, found)
+                    reading = Reading(document, path, entries, found)
+                    disk = reading.disk(domains[name] | own, real)
+                    known = (document, domains[name], disk, tuple(found))
+                elif known[2].real is not real:
+                    # links may lead elsewhere by now
+                    known = (*known[:2], replace(known[2], real=real), known[3])
+                if read is not None:
+                    read[document.file, path] = known
+                problems += known[3]
+                yield known[2]
 
 
 def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) -> Settings:
@@ -115,16 +117,19 @@ def _settings(spec: Sequence[Document], path: KeyPath, problems: list[Problem]) 
     settings: Settings = {}
     for document in spec:
         for key, value in _table(document, path).items():
+            if key == "disks":
+                continue
             first = settings.get(key)
             if first is None:
-                settings[key] = Setting(value, document.locate((*path, key)), document.folder)
-            elif key != "disks" and first.value != value:
+                settings[key] = Setting(value, document.folder, document.locate((*path, key)))
+            elif first.value != value:
                 what = f"{key} is {_shown(value)} here and {_shown(first.value)} at"
                 what = f"{what} {first.location}; write one value"
                 problems.append(document.problem((*path, key), what))
             if key == "overlay_name" and (wrong := fault(value)):
                 problems.append(document.problem((*path, key), f"overlay_name: {wrong}"))
-    settings.pop("disks", None)
+            if key == "directory" and is_homeless(value):
+                problems.append(document.problem((*path, key), f"directory: {homeless(value)}"))
     return settings
 
 
@@ -132,62 +137,68 @@ def _table(document: Document, path: KeyPath) -> dict[str, Any]:
     table: Any = document.data
     for key in path:
         table = table.get(key, {})
-    return dict(table)
+    found: dict[str, Any] = table
+    return found
 
 
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else quote(str(value))
 
 
-def _read_disk(
-    document: Document,
-    path: tuple[str, str, str, str],
-    around: Settings,
-    real: RealPaths,
-) -> ReadDisk:
-    """The disk at *path*, whose domain has the settings *around*."""
-    problems: list[Problem] = []
-    settings = around | _settings([document], path, problems)
-    values = {key: setting.value for key, setting in settings.items()}
-    directory = document.folder
-    if "directory" in settings:
-        directory = settings["directory"].folder / values["directory"]
-    chain = tuple(
-        _read_entry(document, (*path, "chain", index), directory, item, problems)
-        for index, item in enumerate(values["chain"])
-    )
-    disk = DesiredDisk(
-        domain=path[1],
-        target=path[3],
-        chain=chain,
-        where=document.locate(path),
-        directory=directory,
-        discard=tuple(directory / name for name in values.get("discard", ())),
-        active=directory / values["active"] if "active" in values else None,
-        **{key: values[key] for key in _PLAIN if key in values},
-    )
-    discard, active = tuple(values.get("discard", ())), values.get("active", "")
-    written = WrittenDisk(disk, document, path, real, discard, active)
-    return ReadDisk(document, around, written, tuple(problems))
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One disk of *document* while it is read; what is wrong with it goes to *problems*."""
 
+    document: Document
+    path: tuple[str, str, str, str]
+    entries: Entries
+    problems: list[Problem]
 
-def _read_entry(
-    document: Document, path: KeyPath, directory: Path, item: Any, problems: list[Problem]
-) -> Entry:
-    """The image that *item* of a chain writes; a size that is none is a problem."""
-    table: dict[str, Any] = {"file": item} if isinstance(item, str) else item
-    size = None
-    if "size" in table:
-        try:
-            size = parse_size(table["size"])
-        except ValueError as error:
-            problems.append(document.problem((*path, "size"), str(error)))
-    return Entry(
-        path=directory / table["file"],
-        name=table["file"],
-        format=table.get("format"),
-        size=size,
-        template=table.get("template", False),
-        restore_point=table.get("restore_point", True),
-        description=table.get("description"),
-    )
+    def disk(self, settings: Settings, real: RealPaths) -> WrittenDisk:
+        """The disk, with all that holds for it."""
+        document, path = self.document, self.path
+        values = {key: setting.value for key, setting in settings.items()}
+        directory = Path(document.folder)
+        if "directory" in settings:
+            directory = folder_at(settings["directory"].folder, values["directory"])
+        disk = DesiredDisk(
+            domain=path[1],
+            target=path[3],
+            chain=tuple(
+                self._entry(index, directory, item) for index, item in enumerate(values["chain"])
+            ),
+            where=document.locate(path),
+            directory=directory,
+            discard=tuple(placed(directory, name) for name in values.get("discard", ())),
+            active=placed(directory, values["active"]) if "active" in values else None,
+            **{key: values[key] for key in _PLAIN if key in values},
+        )
+        discard, active = tuple(values.get("discard", ())), values.get("active", "")
+        return WrittenDisk(disk, document, path, real, discard, active)
+
+    def _entry(self, index: int, directory: Path, item: Any) -> Entry:
+        """The image that *item* of the chain writes; a size that is none is a problem."""
+        if isinstance(item, str):
+            return Entry(placed(directory, item), item)
+        key = (directory, tuple(item.items()))
+        if key not in self.entries:
+            size = None
+            if "size" in item:
+                try:
+                    size = parse_size(item["size"])
+                except ValueError as error:
+                    where = (*self.path, "chain", index, "size")
+                    self.problems.append(self.document.problem(where, str(error)))
+            entry = Entry(
+                path=placed(directory, item["file"]),
+                name=item["file"],
+                format=item.get("format"),
+                size=size,
+                template=item.get("template", False),
+                restore_point=item.get("restore_point", True),
+                description=item.get("description"),
+            )
+            if "size" in item and size is None:
+                return entry  # the next one that says so is told as well
+            self.entries[key] = entry
+        return self.entries[key]

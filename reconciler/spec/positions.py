@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
+from functools import cached_property
 from typing import cast
 
 KeyPath = tuple[str | int, ...]
@@ -147,6 +148,21 @@ class Positions:
     def _expect(self, mark: str) -> None:
         if not self._accept(mark):
             raise ValueError(f"no {mark!r} at character {self._at}")
+
+
+class Places:
+    """The places in *text*, which is gone through when the first of them is asked for."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def find(self, path: KeyPath) -> tuple[int, int]:
+        """As `Positions` has it."""
+        return self._positions.find(path)
+
+    @cached_property
+    def _positions(self) -> Positions:
+        return Positions(self._text)
 
 
 def _plain(key: str) -> str:

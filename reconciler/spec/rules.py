@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 from reconciler.model.desired import DesiredDisk, Entry
 from reconciler.model.errors import Problem
 from reconciler.spec.document import Document, quote, where_of
+from reconciler.spec.places import is_homeless
 from reconciler.spec.positions import KeyPath
 
 
@@ -22,20 +24,29 @@ class RealPaths:
 
     def __call__(self, path: str) -> str:
         """*path* with every link resolved; it need not exist."""
-        if path not in self._files:
-            self._files[path] = self._resolved(path)
-        return self._files[path]
+        real = self._files.get(path)
+        if real is None:
+            real = self._files[path] = self._resolved(path)
+        return real
 
     def _resolved(self, path: str) -> str:
         folder, slash, name = path.rpartition("/")
-        if not slash or name in ("", ".", "..") or os.path.islink(path):
+        if not slash or name in ("", ".", "..") or _is_link(path):
             return os.path.realpath(path)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder or "/").rstrip("/")
-        return f"{self._folders[folder]}/{name}"
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = self._resolved(folder).rstrip("/") if folder else ""
+        return f"{real}/{name}"
 
 
-@dataclass(frozen=True)
+def _is_link(path: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True, eq=False)
 class WrittenDisk:
     """
     A desired disk, and the place of each of its keys.
@@ -67,6 +78,15 @@ class WrittenDisk:
         """Where the name of the active image is written, in this disk."""
         return ("chain", len(self.disk.chain) - 1, "file")
 
+    def names(self) -> Iterator[tuple[KeyPath, str]]:
+        """Every file name as the user wrote it, and its key."""
+        for index, entry in enumerate(self.disk.chain):
+            yield ("chain", index, "file"), entry.name
+        for index, name in enumerate(self.discard):
+            yield ("discard", index), name
+        if self.active_name:
+            yield ("active",), self.active_name
+
     def problem(self, key: KeyPath, what: str) -> Problem:
         """A problem of *key*, a path inside this disk."""
         return self.document.problem((*self.path, *key), what)
@@ -96,16 +116,24 @@ def problems_between(disks: Sequence[WrittenDisk]) -> Iterator[Problem]:
 
 def names_are_of_files(written: WrittenDisk) -> Iterator[Problem]:
     """A file name ends in the name of a file, not of a folder."""
-    names: list[tuple[KeyPath, str]] = [
-        *((("chain", index, "file"), entry.name) for index, entry in enumerate(written.disk.chain)),
-        *((("discard", index), name) for index, name in enumerate(written.discard)),
-    ]
-    if written.disk.active:
-        names.append((("active",), written.active_name))
-    for key, name in names:
-        if os.path.basename(name) in {"", ".", ".."}:
+    for key, name in written.names():
+        if name.rpartition("/")[2] in {"", ".", ".."}:
             what = f"{quote(name)} is the name of a folder; write the name of an image file"
             yield written.problem(key, what)
+
+
+def homes_are_known(written: WrittenDisk) -> Iterator[Problem]:
+    """A name that starts with ``~max/`` starts at the home folder of a user there is."""
+    for key, name in written.names():
+        if name[0] == "~" and "/" in name and is_homeless(name):
+            yield written.problem(key, homeless(name))
+
+
+def homeless(name: str) -> str:
+    """What is wrong with *name*, which starts at the home folder of nobody."""
+    user = name[1:].partition("/")[0]
+    who = f"the user {quote(user)} has" if user else "the user who runs virt-chain has"
+    return f"{quote(name)}: {who} no home folder here; write the folder in full"
 
 
 def every_image_once(written: WrittenDisk) -> Iterator[Problem]:
@@ -160,6 +188,7 @@ def discarded_images_are_unlisted(written: WrittenDisk) -> Iterator[Problem]:
 
 DISK_RULES: tuple[Callable[[WrittenDisk], Iterator[Problem]], ...] = (
     names_are_of_files,
+    homes_are_known,
     every_image_once,
     active_is_no_template,
     only_the_base_is_raw,

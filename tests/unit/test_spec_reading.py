@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jsonschema import Draft202012Validator
 
 from reconciler.model.desired import DesiredDisk, Entry, Location, Spec
 from reconciler.model.errors import SpecError
-from reconciler.spec import load
+from reconciler.spec import load, positions
 from reconciler.spec.schema import FORMS, schema
 
 
@@ -624,8 +625,8 @@ FILE_PROBLEMS = [
     ),
     (
         "large file",
-        f"version = 1 {' ' * 2**20}\n{DISK}",
-        ["1:1: spec: the file is larger than 1024 KiB; split it into several files of one folder"],
+        f"version = 1 {' ' * 2**23}\n{DISK}",
+        ["1:1: spec: the file is larger than 8 MiB; split it into several files of one folder"],
     ),
 ]
 
@@ -972,3 +973,84 @@ class TestSchema:
     def test_the_meaning_knows_every_key(self, key: str) -> None:
         """Each key that the schema lets pass changes what is read."""
         assert read_with(key) != read_with("disk.chain")
+
+
+def test_a_name_that_starts_with_a_tilde_starts_at_a_home_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a shell, for the user who runs virt-chain; a tilde without a slash is just a name."""
+    monkeypatch.setenv("HOME", "/home/max")
+    path = write(
+        "spec.toml",
+        'version = 1\n[domains.web.disks.vda]\ndirectory = "~/images"\n'
+        'chain = ["~/golden/base", "~mon", "/~/tue", "wed/~/x"]\ndiscard = ["~/old"]\n'
+        'active = "~/golden/base"\n[domains.db.disks.vda]\ndirectory = "~root"\nchain = ["db"]\n',
+    )
+
+    web, db = load([path]).disks
+
+    images = Path("/home/max/images")
+    assert [entry.path for entry in web.chain] == [
+        Path("/home/max/golden/base"),
+        images / "~mon",
+        Path("/~/tue"),
+        images / "wed/~/x",
+    ]
+    assert web.chain[0].name == "~/golden/base"
+    assert (web.discard, web.active) == ((Path("/home/max/old"),), Path("/home/max/golden/base"))
+    assert db.directory == Path("~root").expanduser()
+
+
+def test_a_home_folder_of_nobody_is_told() -> None:
+    path = write(
+        "spec.toml",
+        'version = 1\n[domains.web.disks.vda]\ndirectory = "~no-such-user/images"\n'
+        'chain = ["~no-such-user/base", "~mon"]\n',
+    )
+    what = 'the user "no-such-user" has no home folder here; write the folder in full'
+
+    assert problems(path) == [
+        f'spec.toml:3:1: web.vda: directory: "~no-such-user/images": {what}',
+        f'spec.toml:4:10: web.vda: "~no-such-user/base": {what}',
+    ]
+
+
+def test_places_are_found_only_when_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding them costs as much as reading the file, and nobody asks in a spec that is right."""
+    path = write("spec.toml", f"version = 1\n{DISK}")
+    with monkeypatch.context() as patched:
+        patched.setattr(positions, "Positions", None)
+        spec = load([path])
+
+    assert str(spec.disks[0].where) == "spec.toml:2:20"
+
+
+def test_a_template_of_many_disks_is_one_value(folder: Path) -> None:
+    disk = '.disks.vda]\ndirectory = "/srv"\nchain = [{ file = "base", template = true }, '
+    path = write(
+        "spec.toml", "version = 1\n" + "".join(f'[domains.{n}{disk}"{n}"]\n' for n in "ab")
+    )
+
+    one, two = load([path]).disks
+
+    assert one.chain[0] is two.chain[0]
+
+
+@pytest.mark.parametrize("files", [1, 3000])
+def test_thousands_of_disks_are_read_in_time(folder: Path, files: int) -> None:
+    """Ten times what a quiet machine takes; jsonschema alone would take three times this."""
+    disks = [
+        f'[domains.vm{n}.disks.vda]\ndirectory = "/srv/vm{n}"\nchain = ["base", "a", "b"]\n'
+        for n in range(3000)
+    ]
+    if files == 1:
+        write("specs/all.toml", "version = 1\n" + "".join(disks))
+    else:
+        for number, disk in enumerate(disks):
+            write(f"specs/{number}.toml", f"version = 1\n{disk}")
+    began = time.process_time()
+
+    spec = load([Path("specs")])
+
+    assert len(spec.disks) == 3000
+    assert time.process_time() - began < 10
