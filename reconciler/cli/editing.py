@@ -86,10 +86,25 @@ class Texts:
             raise Mistake(f"nothing was done: this cannot be planned; {names} is as it was")
 
     def write(self) -> None:
-        """Write every file that changes, each in one act."""
+        """Write every file that changes, each in one act; all of them or none."""
+        written: list[Path] = []
         for file, text in self.after.items():
-            if text != self.before[file]:
+            if text == self.before[file]:
+                continue
+            try:
                 specfile.replace_text(file, self.before[file], text)
+            except Mistake as error:
+                self._take_back(written, error)
+                raise
+            written.append(file)
+
+    def _take_back(self, written: Sequence[Path], error: Mistake) -> None:
+        """Let the files *written* say again what they did, as another one cannot be written."""
+        for file in written:
+            try:
+                specfile.replace_text(file, self.after[file], self.before[file])
+            except Mistake as other:
+                raise Mistake(f"{error}; but {file} was edited before, and {other}") from other
 
     def show(self) -> None:
         """The lines that change, file by file."""

@@ -204,6 +204,55 @@ def alone_with(lock: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def alone_in(path: Path, seconds: float) -> Iterator[None]:
+    """
+    Hold the lock on the file *path* while it is replaced by another one of that name.
+
+    The lock is on the file itself, so everybody who may replace it meets at it,
+    and nothing is left behind.  Whoever waited for it may hold the lock on a
+    file that has lost its name by then, and takes the one on the new file.
+
+    Raises:
+        Busy: Somebody else still has it after *seconds*.
+        OSError: It cannot be opened.
+    """
+    descriptor = _locked_alone(path, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked_alone(path: Path, until: float) -> int:
+    """A descriptor of the file that *path* is, locked."""
+    while True:
+        descriptor = _opened_to_lock(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except BlockingIOError as error:
+            holder = _holder(os.fstat(descriptor).st_ino)
+            os.close(descriptor)
+            if time.monotonic() > until:
+                raise Busy(f"{holder} holds its lock") from error
+            time.sleep(0.01)
+            continue
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _opened_to_lock(path: Path) -> int:
+    """For writing where that is allowed: over NFS, a lock of one's own needs it."""
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    with suppress(PermissionError):
+        return os.open(path, os.O_RDWR | flags)
+    return os.open(path, os.O_RDONLY | flags)
+
+
 def written_by_other(path: Path) -> bool:
     """
     True while another program (a guest's QEMU) has the image open for writing.
