@@ -29,7 +29,7 @@ from reconciler.model.plan import Plan
 from reconciler.spec import edit, load
 from reconciler.spec.document import read_text
 from reconciler.spec.host import read_host
-from reconciler.spec.overlay_names import overlay_name
+from reconciler.spec.overlay_names import overlay_name, too_long
 from reconciler.spec.places import placed
 
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
@@ -288,11 +288,12 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
     now = datetime.now(UTC)
     for disk in disks:
         if name is None:
-            pattern = overlay_name(disk.overlay_name, disk.domain, disk.target, now)
-            choices: Iterable[str] = _numbered(pattern)
+            choices: Iterable[str] = _numbered(_by_pattern(disk, now))
         else:
             choices = [_called(name, disk.target if len(disks) > 1 else None)]
         for choice in choices:
+            if what := too_long(choice):
+                raise Mistake(f"{disk.label}: {what}; choose a shorter name")
             written = _beside(choice, disk)
             path = os.path.realpath(placed(disk.directory, written))
             if path not in taken and not os.path.lexists(path):
@@ -305,6 +306,13 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
         taken.add(path)
         names.append(written)
     return names
+
+
+def _by_pattern(disk: DesiredDisk, now: datetime) -> str:
+    try:
+        return overlay_name(disk.overlay_name, disk.domain, disk.target, now)
+    except ValueError as error:
+        raise Mistake(f"{disk.label}: overlay_name: {error}") from error
 
 
 def _called(name: str, target: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -22,7 +23,7 @@ from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder, default_folder
 from reconciler.model.errors import Mistake, ReconcilerError, SpecError
 from reconciler.model.plan import Plan
-from reconciler.model.units import parse_size
+from reconciler.model.units import parse_rate
 from reconciler.spec import load
 from reconciler.spec.host import read_host
 
@@ -248,7 +249,7 @@ def apply(
         options=Options(
             verify=verify.value,
             bandwidth=_rate(bandwidth),
-            patience=lock_timeout,
+            patience=_patience(lock_timeout),
             stopping=lambda: stop.asked,
         ),
         target=target,
@@ -605,9 +606,16 @@ def _matches(disk: DesiredDisk, target: str) -> bool:
 def _rate(text: str | None) -> int | None:
     """Bytes a second that ``--bandwidth`` allows; None: no limit."""
     try:
-        return None if text is None else parse_size(text)
-    except (ValueError, OverflowError) as error:
+        return None if text is None else parse_rate(text)
+    except ValueError as error:
         raise Mistake(f"--bandwidth {text}: {error}") from error
+
+
+def _patience(seconds: float) -> float:
+    """The time that ``--lock-timeout`` allows; typer takes nan and inf for numbers."""
+    if not math.isfinite(seconds):
+        raise Mistake(f"--lock-timeout {seconds}: write seconds, such as 60")
+    return seconds
 
 
 def _save(path: Path, made: Plan) -> None:

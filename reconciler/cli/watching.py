@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -268,11 +269,11 @@ def release(states: StateFolder, labels: Sequence[str]) -> None:
 
 def _end(text: str, now: datetime) -> str:
     try:
-        end = now + timedelta(seconds=duration(text))
-    except ValueError:
-        try:
-            end = datetime.fromisoformat(text).astimezone(UTC)
-        except ValueError:
+        end = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        if re.fullmatch(r"[0-9]+[smhdw]", text):
+            end = now + timedelta(seconds=seconds("--until", text))
+        else:
             raise Mistake(
                 f"--until {text}: write how long, such as 2h or 7d, or when: 2030-01-31T18:00"
             ) from None

@@ -9,7 +9,7 @@ SECTOR = 512
 """Virtual sizes are multiples of this many bytes."""
 
 _SIZE = re.compile(
-    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE
+    r"(?P<number>\d{1,20}(?:\.\d{1,20})?)\s*(?P<unit>[KMGTPE]?)(?:i?B)?", re.ASCII | re.IGNORECASE
 )
 _POWERS = {unit: power for power, unit in enumerate(["", "K", "M", "G", "T", "P", "E"])}
 
@@ -23,18 +23,35 @@ def parse_size(text: str | int) -> int:
     Raises:
         ValueError: *text* is no size, is not positive, or is no multiple of 512 bytes.
     """
-    if isinstance(text, int):
-        size = text
-    else:
-        match = _SIZE.fullmatch(text.strip())
-        if not match:
-            raise ValueError(f"{text!r} is no size; write bytes or a unit, such as 10G or 512M")
-        size = int(Fraction(match["number"]) * 1024 ** _POWERS[match["unit"].upper()])
+    size = _bytes(text, "size")
     if not 0 < size < 2**63:
         raise ValueError(f"{text!r} is out of range; a disk has from 512 bytes to 8 EiB")
     if size % SECTOR:
         raise ValueError(f"{text!r} is no multiple of 512 bytes")
     return size
+
+
+def parse_rate(text: str) -> int:
+    """
+    Bytes a second meant by *text*: ``100000000``, ``"100M"``; units as `parse_size` has them.
+
+    Raises:
+        ValueError: *text* is no rate, or no rate that anything is copied at.
+    """
+    rate = _bytes(text, "rate")
+    if not 0 < rate < 2**63:
+        raise ValueError(f"{text!r} is out of range; write bytes a second, such as 100M")
+    return rate
+
+
+def _bytes(text: str | int, what: str) -> int:
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        shown = repr(text) if len(text) <= 80 else f"{text[:77]!r}..."
+        raise ValueError(f"{shown} is no {what}; write bytes or a unit, such as 10G or 512M")
+    return int(Fraction(match["number"]) * 1024 ** _POWERS[match["unit"].upper()])
 
 
 def human_size(size: float) -> str:

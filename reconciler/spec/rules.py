@@ -11,6 +11,7 @@ from functools import cached_property
 from reconciler.model.desired import DesiredDisk, Entry
 from reconciler.model.errors import Problem
 from reconciler.spec.document import Document, quote, where_of
+from reconciler.spec.overlay_names import LONGEST, too_long
 from reconciler.spec.places import is_homeless
 from reconciler.spec.positions import KeyPath
 
@@ -120,6 +121,8 @@ def names_are_of_files(written: WrittenDisk) -> Iterator[Problem]:
         if name.rpartition("/")[2] in {"", ".", ".."}:
             what = f"{quote(name)} is the name of a folder; write the name of an image file"
             yield written.problem(key, what)
+        elif len(name) > LONGEST // 4 and (what := too_long(name) or ""):
+            yield written.problem(key, f"{what}; write a shorter one")
 
 
 def homes_are_known(written: WrittenDisk) -> Iterator[Problem]:

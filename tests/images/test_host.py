@@ -97,6 +97,10 @@ def test_the_host_allows_fewer_folders_than_the_spec_names(drop: Disk, config: P
         ('quarantine = "soon"', 'write how long, such as quarantine = "7d"'),
         ('[limits]\nmemory = "much"', "is no size"),
         ("[limits]\nseconds = 0", "whole seconds"),
+        ("[limits]\nseconds = 99999999999999999999", "whole seconds"),
+        ("[limits]\nmemory = nan", "write bytes or a string such as"),
+        ('quarantine = "999999w"', "is more than ten years; write a shorter time, such as 520w"),
+        (f'quarantine = "{"9" * 900}w"', "is more than ten years"),
         ("=", "not valid TOML"),
     ],
 )
@@ -118,6 +122,50 @@ def test_a_config_that_others_may_write_is_refused(drop: Disk, config: Path) -> 
     done = drop.apply()
 
     assert (done.code, "others may write to this file" in done.err) == (1, True)
+
+
+@pytest.mark.parametrize("act", ["write to the folder", "own the folder", "own the link"])
+def test_a_config_that_others_may_swap_is_refused(
+    drop: Disk, config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, act: str
+) -> None:
+    """Whoever may rename in a folder above it may put a config of his own there."""
+    folder = tmp_path / "etc"
+    folder.joinpath("deep").mkdir(parents=True)
+    named = folder / "deep" / "c.toml"
+    named.write_text("max_drops = 3\n")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(link / "deep" / "c.toml"))
+    assert drop.plan().code == 0
+    told = folder
+    if act == "write to the folder":
+        folder.chmod(0o777)
+    elif os.geteuid():
+        pytest.skip("only root gives files away")
+    elif act == "own the folder":
+        os.chown(folder, 1234, 0)
+    else:
+        told = link
+        os.lchown(link, 1234, 0)
+
+    done = drop.apply()
+
+    kind = "link" if told == link else "folder"
+    said = f"others may write to the {kind} {told}, which leads to it; chown it to root"
+    assert (done.code, said in done.err) == (1, True), done.err
+
+
+def test_a_config_in_a_sticky_folder_is_read(
+    drop: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In /tmp nobody renames what is not his."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    folder.joinpath("c.toml").write_text("max_drops = 3\n")
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(folder / "c.toml"))
+
+    assert drop.plan().code == 0
 
 
 # How many restore points

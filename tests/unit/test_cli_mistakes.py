@@ -93,14 +93,56 @@ MISTAKES = [
         "no rate",
         "apply -y --bandwidth fast",
         (
-            "virt-chain: --bandwidth fast: 'fast' is no size; write bytes or a unit, such as "
+            "virt-chain: --bandwidth fast: 'fast' is no rate; write bytes or a unit, such as "
             "10G or 512M\n"
         ),
     ),
     (
         "no rate at all",
         "apply -y --bandwidth 0",
-        "virt-chain: --bandwidth 0: '0' is out of range; a disk has from 512 bytes to 8 EiB\n",
+        "virt-chain: --bandwidth 0: '0' is out of range; write bytes a second, such as 100M\n",
+    ),
+    (
+        "an endless rate",
+        f"apply -y --bandwidth {'9' * 5000}",
+        (
+            f"virt-chain: --bandwidth {'9' * 5000}: '{'9' * 77}'... is no rate; write bytes or a "
+            "unit, such as 10G or 512M\n"
+        ),
+    ),
+    (
+        "no time to wait for a lock",
+        "apply -y --lock-timeout nan",
+        "virt-chain: --lock-timeout nan: write seconds, such as 60\n",
+    ),
+    (
+        "no end of the wait for a lock",
+        "apply -y --lock-timeout inf",
+        "virt-chain: --lock-timeout inf: write seconds, such as 60\n",
+    ),
+    (
+        "an interval of millennia",
+        "watch --interval 999999w",
+        (
+            "virt-chain: --interval: '999999w' is more than ten years; write a shorter time, such "
+            "as 520w\n"
+        ),
+    ),
+    (
+        "a hold for millennia",
+        "hold web --reason why --until 999999w",
+        (
+            "virt-chain: --until: '999999w' is more than ten years; write a shorter time, such as "
+            "520w\n"
+        ),
+    ),
+    (
+        "a hold until the end of time",
+        "hold web --reason why --until 0001-01-01T00:00+14:00",
+        (
+            "virt-chain: --until 0001-01-01T00:00+14:00: write how long, such as 2h or 7d, or "
+            "when: 2030-01-31T18:00\n"
+        ),
     ),
     (
         "a missing spec",

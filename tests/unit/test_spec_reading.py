@@ -1054,3 +1054,43 @@ def test_thousands_of_disks_are_read_in_time(folder: Path, files: int) -> None:
 
     assert len(spec.disks) == 3000
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("{domain:>9999999999}", "{domain:>9999999999} is too wide; a file name has at most 255"),
+        ("{disk:256}", "{disk:256} is too wide"),
+        ("{disk:.999999999999999999999}", "is too wide"),
+        ("{time:%99999999Y}", "is too wide"),
+        ("{domain:{disk}}", "is a field within a field"),
+        ("x" * 256, "has 256 bytes, and a file name has at most 255"),
+        ("{domain:>200}{disk:>200}", "has 400 bytes, and a file name has at most 255"),
+    ],
+)
+def test_a_pattern_of_names_that_no_file_can_have_is_told(pattern: str, said: str) -> None:
+    path = write("spec.toml", f'version = 1\n{DISK}overlay_name = "{pattern}"\n')
+
+    (problem,) = problems(path)
+
+    assert problem.startswith("spec.toml:4:1: web.vda: overlay_name: ")
+    assert said in problem
+    assert "write one such as {domain}-{disk}-{time:%Y%m%dT%H%M%S}.qcow2" in problem
+
+
+def test_a_pattern_with_a_width_is_filled_in() -> None:
+    path = write("spec.toml", f'version = 1\n{DISK}overlay_name = "{{domain:_>8}}-{{time:%Y}}"\n')
+
+    assert load([path]).disks[0].overlay_name == "{domain:_>8}-{time:%Y}"
+
+
+@pytest.mark.parametrize(("name", "fine"), [("é" * 127 + "x", True), ("é" * 128, False)])
+def test_a_file_name_has_at_most_255_bytes(name: str, fine: bool) -> None:
+    path = write("spec.toml", f'version = 1\n[domains.web.disks.vda]\nchain = ["a/{name}"]\n')
+
+    if fine:
+        assert load([path]).disks[0].chain[0].path.name == name
+    else:
+        what = f"{name[:40]!r}... has 256 bytes, and a file name has at most 255"
+
+        assert problems(path) == [f"spec.toml:3:10: web.vda: {what}; write a shorter one"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from reconciler.model.units import human_size, human_time, parse_size
+from reconciler.model.units import human_size, human_time, parse_rate, parse_size
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 
@@ -144,3 +144,16 @@ def test_a_size_that_rounds_up_to_the_next_form_is_shown_in_it(size, shown):
 )
 def test_a_time_in_words(seconds: int, text: str) -> None:
     assert human_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("100000000", 100_000_000), ("100M", 100 * MIB), ("1", 1), ("0.5K", 512)]
+)
+def test_a_rate_is_any_number_of_bytes(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "8E", "1e9", "9" * 5000, ""])
+def test_what_is_no_rate_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no rate; write|is out of range; write"):
+        parse_rate(text)
