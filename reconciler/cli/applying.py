@@ -120,6 +120,8 @@ class Session:
                     f"most {max_drops}; look at the plan, then say --max-drops {gone} (or "
                     "raise max_drops in the host's config)"
                 )
+            if self.max_drops is None:
+                _no_doubts(plan)
             return
         if self.as_json or not sys.stdin.isatty():
             raise Mistake(
@@ -204,6 +206,17 @@ class Session:
                 for one in self.results
             ],
         }
+
+
+def _no_doubts(plan: Plan) -> None:
+    """Refuse what looks like a mistake: nobody is there to see it."""
+    for disk in plan.disks:
+        if disk.now and disk.doubts:
+            raise Mistake(
+                f"nothing was done: {disk.label}: {'; '.join(disk.doubts)}; -y alone does not "
+                f"apply that: mend the spec, or say --max-drops {disk.restore_points.lost} where "
+                "it is meant so"
+            )
 
 
 def _connected(spec: Spec, saved: SavedPlan) -> Spec:

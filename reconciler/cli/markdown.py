@@ -37,6 +37,9 @@ def _disk(disk: DiskPlan) -> Iterator[str]:
         yield f"> **error:** {escaped(disk.error)}"
         yield ""
         return
+    for doubt in disk.doubts:
+        yield f"> **{escaped(doubt)}**"
+        yield ""
     yield "| | step | | copies | why |"
     yield "| --: | --- | --- | --: | --- |"
     for number, one in enumerate(disk.steps, start=1):

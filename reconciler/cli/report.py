@@ -167,6 +167,8 @@ def print_disk(disk: DiskPlan, out: Console) -> None:
     if disk.error:
         out.print(Text.assemble(("  error: ", "bold red"), printable(disk.error)))
         return
+    for doubt in disk.doubts:
+        out.print(Text.assemble("  ", (printable(doubt), "bold red")))
     print_table(_steps(disk.steps, name), out)
     if points := points_text(disk, name):
         out.print(Text(f"  {points}"))

@@ -74,6 +74,8 @@ class DiskPlan:
         fingerprint: Changes when anything changes that the plan relies on.
         notes: Sentences for the reader: what stays on disk, and why.
         warnings: Sentences that come before anything else, also where there is nothing to do.
+        doubts: Why the spec may not be meant so, for the reader to see first; what has any
+            is not applied without a person.
         error: Why there is no plan; None: *steps* lead to the desired chain.
         state: Of the domain; ``offline`` without libvirt.
         connection: libvirt URI; None: plain images.
@@ -89,6 +91,7 @@ class DiskPlan:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     error: str | None = None
     state: State = "offline"
     connection: str | None = None
@@ -189,6 +192,6 @@ def _disk_as_data(disk: DiskPlan) -> dict[str, Any]:
             for one in disk.steps
         ],
         "warnings": list(disk.warnings),
-        "notes": list(disk.notes),
+        "notes": [*disk.doubts, *disk.notes],
         "error": disk.error,
     }

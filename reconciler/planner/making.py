@@ -30,6 +30,7 @@ from reconciler.planner import books
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import Layout, Slot, lay_out, restore_points
 from reconciler.planner.merge import Choice, Priced, choose, unwritable, vanishes, views_needed
+from reconciler.planner.mistyped import doubts
 from reconciler.planner.price import room
 from reconciler.planner.proof import World, prove
 from reconciler.planner.task import Task, View, Wanted
@@ -85,6 +86,7 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
             *books.notes(task, planned),
             *_beside(task, layout, planned),
         ),
+        doubts=doubts(task, layout),
         restart=restart,
     )
     _prove(task, layout, plan)

@@ -252,6 +252,8 @@ class Passes:
             words = " and ".join(act for act in ACTS if act in lacking)
             why = f"needs {words}, which the host's config does not allow without a person"
             return self._waiting(disk, why)
+        if disk.doubts and disk.now:
+            return self._waiting(disk, "; ".join(disk.doubts))
         if suspended := self.suspensions.active(disk.label, _digest(found.desired)):
             return _status("suspended", disk, suspended.text, f"virt-chain release {disk.label}")
         if self.asked.dry_run:

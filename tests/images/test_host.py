@@ -184,6 +184,25 @@ def test_many_restore_points_do_not_go_without_a_person(drop: Disk, config: Path
     assert_done(drop, "b <- x", current="x", gone=["p", "q"])
 
 
+def test_names_that_look_mistyped_need_a_person(disk: Disk) -> None:
+    disk.chain({"b": B, "monday": P, "tuesday": Q, "live": X})
+    disk.spec("b <- mondya <- tusday <- liev", templates=["b"], active="live.qcow2")
+    asked = "ARE THESE NAMES RIGHT? mondya.qcow2, tusday.qcow2, liev.qcow2 do not exist"
+
+    shown = command("plan", "--state-dir", disk.state, disk.spec_file)
+    markdown = command("plan", "--format=markdown", "--state-dir", disk.state, disk.spec_file)
+    data = json.loads(command("plan", "--json", "--state-dir", disk.state, disk.spec_file).out)
+    done = disk.apply()
+
+    top = " ".join(shown.out.split(" 1 ")[0].split())
+    assert asked in top
+    assert asked in markdown.out.partition("| step |")[0].replace("\\", "")
+    assert data["domains"][0]["disks"][0]["notes"][0].startswith(asked)
+    assert (done.code, asked in done.err, "--max-drops 2" in done.err) == (1, True, True), done.err
+    assert folder_facts(disk.images) == disk.before
+    assert disk.apply("--max-drops", "2").code == 0
+
+
 def test_a_saved_plan_was_looked_at_by_a_person(drop: Disk, config: Path) -> None:
     config.write_text("max_drops = 0\n")
     saved = drop.root / "plan.json"
