@@ -21,7 +21,7 @@ from reconciler.cli.naming import apply_command, printable
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder, default_folder
-from reconciler.model.errors import Mistake, ReconcilerError, SpecError
+from reconciler.model.errors import Mistake, ReconcilerError, SpecError, worded
 from reconciler.model.plan import Plan
 from reconciler.model.units import parse_rate
 from reconciler.spec import load
@@ -665,6 +665,9 @@ def run(arguments: Sequence[str]) -> int:
         _say("nothing was done")
     except BrokenPipeError:
         sys.stderr.close()
+    except OSError as error:
+        logging.getLogger(__name__).debug("an error of the kernel", exc_info=True)
+        _say(worded(error))
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise

@@ -39,6 +39,7 @@ from reconciler.model.errors import (
     StaleChain,
     StepFailed,
     Stopped,
+    worded,
 )
 from reconciler.model.image import Chain, FileId, Identity, short_name
 from reconciler.model.plan import DiskPlan, PlannedStep
@@ -311,7 +312,7 @@ def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) 
         except ReconcilerError as error:
             errors[index] = error
         except OSError as error:  # between two steps
-            errors[index] = StaleChain(f"{error}; nothing is lost: apply again")
+            errors[index] = StaleChain(f"{worded(error)}; nothing is lost: apply again")
 
     for index in runs:
         go(index)
@@ -609,7 +610,7 @@ class _Run:
                 chain = self.backend.observe(self.active) if again else chain
                 yield from self._do(planned, chain, again)
         except (ReconcilerError, OSError) as error:
-            raise StepFailed(str(step), self.number - 1, str(error)) from error
+            raise StepFailed(str(step), self.number - 1, worded(error)) from error
         if again or self.backend.live or not isinstance(step, Commit | Pull):
             # offline merges are checked before their header is written
             self.written.update(dict.fromkeys(touched(step)))
@@ -780,7 +781,7 @@ class _Run:
             for path, digest in before.items():
                 self._reads_the_same(path, digest, chain)
         except (ReconcilerError, OSError) as error:
-            raise StepFailed("look again", self.number, str(error)) from error
+            raise StepFailed("look again", self.number, worded(error)) from error
 
     def _reads_the_same(self, path: Path | None, digest: str, chain: Chain) -> None:
         current = self._current_state()
@@ -814,7 +815,7 @@ class _Run:
             for one in [left for left in self.state.leftovers if left.path == path]:
                 self._remove_leftover(planned.step, one)
         except (ReconcilerError, OSError) as error:
-            raise StepFailed(str(planned.step), self.number - 1, str(error)) from error
+            raise StepFailed(str(planned.step), self.number - 1, worded(error)) from error
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
 

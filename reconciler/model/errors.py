@@ -18,6 +18,8 @@ Every error that the package raises on purpose, by who acts next.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -144,3 +146,34 @@ class Stopped(ReconcilerError):
 
 class Busy(ReconcilerError):
     """Another process holds the disk: a guest, or a second virt-chain."""
+
+
+_REMEDIES = {
+    errno.EACCES: "give this user the right to, or run virt-chain as its owner or as root",
+    errno.EROFS: "mount its filesystem for writing, or list it in ReadWritePaths= of the unit",
+    errno.ENOSPC: "free some room (virt-chain gc --all empties the quarantine)",
+    errno.EDQUOT: "free some room within the quota, or raise it",
+    errno.EXDEV: "it would go to another mount or filesystem, and files are renamed within one",
+    errno.ENAMETOOLONG: "give it a shorter name: the filesystem takes no more bytes",
+    errno.ELOOP: "a symbolic link is in its place; list the file that it leads to",
+    errno.ENOLCK: "the filesystem gives no locks; start rpc.statd, or mount it with locks",
+    errno.EIO: "the device or the file server fails; look into the kernel's log",
+    errno.ESTALE: "the file server has lost it; mount the filesystem again",
+    errno.EMFILE: "raise the limit of open files (LimitNOFILE= of the unit, ulimit -n)",
+}
+"""What to do about an error of the kernel."""
+
+
+def worded(error: Exception) -> str:
+    """*error* for a reader; one of the kernel names its file and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    given = (error.filename, error.filename2)
+    names = [os.fsdecode(name) for name in given if isinstance(name, str | bytes | os.PathLike)]
+    what = " to ".join(dict.fromkeys(names))
+    said = f"{what}: {error.strerror or error}" if what else error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0)
+    if error.errno == errno.EPERM:
+        looks = " and ".join(f"'{name}'" for name in dict.fromkeys(names)) or "it"
+        remedy = f"where lsattr shows an i for {looks}, it is immutable until chattr -i"
+    return f"{said}; {remedy}" if remedy else said

@@ -43,11 +43,23 @@ Source: QEMU, block/file-posix.c, raw_apply_lock_bytes.
 """
 
 
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Errors of the kernel that name no file (utime, fsync, read, write) name *path*."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        raise
+
+
 def sync(path: Path) -> None:
     """Make the content of the file or folder *path* durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with _about(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -69,7 +81,9 @@ def rename_new(source: Path, target: Path) -> None:
     if result:
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):
-            raise OSError(code, os.strerror(code), str(target))
+            # the name that is taken, or both
+            names = (target,) if code == errno.EEXIST else (source, None, target)
+            raise OSError(code, os.strerror(code), *(name and str(name) for name in names))
         # a filesystem without RENAME_NOREPLACE: link fails where the name is taken
         os.link(source, target)
         os.unlink(source)
@@ -96,9 +110,10 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
     rest = text.encode()
     descriptor = os.open(path, _NEW_FILE, mode)
     try:
-        while rest:  # a write may take less than it was given
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        with _about(path):
+            while rest:  # a write may take less than it was given
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -364,7 +379,8 @@ def touch(path: Path) -> None:
     before = os.stat(path)
     for later in (0, 2_000_000_000):  # a filesystem may keep whole seconds only
         now = max(time.time_ns(), before.st_mtime_ns + 1) + later
-        os.utime(path, ns=(before.st_atime_ns, now))
+        with _about(path):
+            os.utime(path, ns=(before.st_atime_ns, now))
         if changed(path) != before.st_mtime_ns:
             break
     sync(path)
@@ -387,7 +403,7 @@ def take_manners(path: Path, like: Path) -> None:
 
 def own(path: Path, owner: tuple[int, int], mode: int) -> None:
     """Give the file *path*, which was just made, its owner and mode."""
-    with _held(path) as descriptor:
+    with _about(path), _held(path) as descriptor:
         _give(descriptor, owner, mode)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.cases import BIG_P, B, X
+from tests.images.cases import BIG_P, B, P, X
 from tests.images.disks import Disk, assert_done, assert_quiet
 
 
@@ -96,3 +96,28 @@ def test_compressed_clusters_are_not_written_in_place(small: Disk) -> None:
 
     assert outcome.error is not None
     assert "free some room" in outcome.error
+
+
+@contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Nobody may change the file *path* meanwhile."""
+    if subprocess.run(["chattr", "+i", path], capture_output=True).returncode:
+        pytest.skip("nothing can be made immutable here")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@pytest.mark.parametrize(("below", "above"), [(P, X), ("64k:P 448k:-", BIG_P)])
+def test_an_immutable_image_is_named(disk: Disk, below: str, above: str) -> None:
+    disk.chain({"b": B, "p": below, "x": above})
+    disk.spec("b <- x", active="x.qcow2")
+    with immutable(disk.path("p")):
+        outcome = disk.apply()
+    again = disk.apply()
+
+    assert outcome.code == 1
+    assert f"{disk.path('p')}: Operation not permitted; where lsattr" in outcome.err
+    assert again.code == 0, again.err
+    assert_done(disk, "b <- x", current="x", gone=["p"])

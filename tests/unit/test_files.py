@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.model.errors import Busy
+from reconciler.model.errors import Busy, worded
 from reconciler.tools import files
 
 ROOT = Path(files.__file__).parents[2]
@@ -335,3 +335,35 @@ def test_free_bytes_are_what_df_tells(tmp_path):
     ).stdout.split()[-1]
 
     assert abs(files.free_bytes(tmp_path) - int(told)) < 1 << 30
+
+
+WORDED = [
+    (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: Permission denied; give this"),
+    (
+        OSError(errno.EXDEV, "Invalid cross-device link", "/a", None, "/b"),
+        "/a to /b: Invalid cross",
+    ),
+    (OSError(errno.EROFS, "Read-only file system", "/a"), "; mount its filesystem for writing"),
+    (OSError(errno.ENOSPC, "No space left on device", "/a"), "; free some room (virt-chain gc"),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "/a"), "; give it a shorter name"),
+    (OSError(errno.EPERM, "Operation not permitted", "/a"), "an i for '/a', it is immutable until"),
+    (OSError(errno.ENOTEMPTY, "Directory not empty", "/a"), "/a: Directory not empty"),
+    (OSError("something"), "something"),
+    (ValueError("something"), "something"),
+]
+
+
+@pytest.mark.parametrize(("error", "part"), WORDED)
+def test_an_error_of_the_kernel_names_its_file_and_what_to_do(error: Exception, part: str) -> None:
+    text = worded(error)
+
+    assert part in text
+    assert "Errno" not in text
+
+
+def test_an_error_that_the_kernel_gives_no_name_has_it(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with pytest.raises(FileNotFoundError) as refused:
+        files.rename_new(tmp_path / "a", tmp_path / "gone" / "b")
+
+    assert worded(refused.value) == f"{tmp_path}/a to {tmp_path}/gone/b: No such file or directory"
