@@ -468,7 +468,6 @@ def _lacking(task: Task, planned: tuple[PlannedStep, ...]) -> Refused | None:
             return Refused(
                 f"{one.step} needs {human_size(need[device])} in {folder}, "
                 f"where {human_size(free)} are free (images are removed last)",
-                "free some room (virt-chain gc --all empties the quarantine), or merge fewer images "
-                "at once",
+                "free some room (virt-chain gc --all empties the quarantine), or merge less",
             )
     return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,23 +16,16 @@ from reconciler.spec.document import Document, read_document
 from reconciler.spec.meaning import KnownDisks, meaning
 from reconciler.spec.positions import KeyPath
 from reconciler.spec.rules import RealPaths
-
-Version = tuple[int, ...]
-RECENT = 100_000_000
-"""Nanoseconds: a file that was changed so recently may change again without a new time."""
+from reconciler.tools.lookups import Lookups, Memory
 
 
 @dataclass(slots=True)
 class Known:
-    """
-    What was read before.
+    """What was read before: files through one look at the filesystem, and disks."""
 
-    Attributes:
-        files: By path: what they were, and what was found in them.
-    """
-
-    files: dict[Path, tuple[Version, Document, tuple[Problem, ...]]] = field(default_factory=dict)
-    disks: KnownDisks = field(default_factory=dict)
+    lookups: Lookups
+    memory: Memory
+    disks: KnownDisks
 
 
 def load(
@@ -82,24 +73,15 @@ def _without_collecting() -> Iterator[None]:
 class Remembering:
     """Loads the same specs again and again; what has not changed costs a look at its times."""
 
-    _known: Known = field(default_factory=Known)
-    _last: tuple[dict[Path, Version], Spec] | None = None
+    _memory: Memory = field(default_factory=Memory)
+    _disks: KnownDisks = field(default_factory=dict)
 
     def load(self, paths: Sequence[Path]) -> Spec:
         """As `load` has it; the very same spec while all files are the same."""
-        try:
-            files = {file: _version(file) for path in paths for file in spec_files(path)}
-        except SpecError:
-            files = {}
-        if files and self._last is not None and self._last[0] == files:
-            return self._last[1]
-        self._last = None
-        spec = load(paths, known=self._known)
-        known = {file: one for file, one in self._known.files.items() if file in files}
-        self._known.files = known
-        if all(file in known and known[file][0] == version for file, version in files.items()):
-            self._last = (files, spec)
-        return spec
+        lookups = Lookups(self._memory)
+        known = Known(lookups, self._memory, self._disks)
+        key = ("spec", *paths)
+        return self._memory.of(key, lookups, lambda: load(paths, known=known))
 
 
 def _read_spec(
@@ -115,7 +97,7 @@ def _read_spec(
     domains = False
     real = RealPaths()
     try:
-        files = spec_files(path, texts)
+        files = spec_files(path, texts, known.lookups if known else None)
     except SpecError as error:
         problems += error.problems
         return []
@@ -153,53 +135,46 @@ def _read(
     if text is not None:
         document = read_document(file, text)
         return document, tuple(_check(document))
-    version = () if known is None else _version(file)
-    if known is not None and version and file in known.files and known.files[file][0] == version:
-        return known.files[file][1:]
+    if known is None:
+        return _read_now(file)
+    key = ("spec file", file)
+    return known.memory.of(key, known.lookups, lambda: _read_now(file, known.lookups))
+
+
+def _read_now(file: Path, lookups: Lookups | None = None) -> tuple[Document, tuple[Problem, ...]]:
+    """The file as it is; *lookups* are asked who it is before it is read."""
+    if lookups is not None:
+        lookups.stat(str(file.absolute()))
     document = read_document(file)
-    faults = tuple(_check(document))
-    if known is not None and version and version[-1] < time.time_ns() - RECENT:
-        known.files[file] = (version, document, faults)
-    return document, faults
+    return document, tuple(_check(document))
 
 
-def _version(file: Path) -> Version:
-    try:
-        found = os.stat(file)
-    except OSError:
-        return ()
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def spec_files(path: Path, texts: Mapping[Path, str] | None = None) -> list[Path]:
+def spec_files(
+    path: Path, texts: Mapping[Path, str] | None = None, lookups: Lookups | None = None
+) -> list[Path]:
     """
     The file *path*, or the spec files of the folder *path* in the order of their names.
 
     Raises:
         SpecError: The folder cannot be read, or has none.
     """
-    if not os.path.isdir(path):
+    lookups = lookups or Lookups()
+    folder = lookups.real(str(path.absolute()))
+    if not lookups.is_folder(folder):
         return [path]
-    try:
-        coming = {file.name for file in texts or () if os.path.realpath(path) == str(file.parent)}
-        with os.scandir(path) as entries:
-            there = {one.name for one in entries if one.name[0] != "." and _is_spec(one)}
-    except OSError as error:
-        what = f"the folder cannot be read: {error.strerror}; make it readable"
-        raise SpecError([_problem(path, what)]) from error
+    coming = {file.name for file in texts or () if folder == str(file.parent)}
+    names = lookups.names(folder)
+    if names is None:
+        what = "the folder cannot be read; make it readable"
+        raise SpecError([_problem(path, what)])
+    there = {name for name in names if name[0] != "." and name.endswith(".toml")}
+    # a link to a folder is not a spec; one that leads nowhere is, and reading it tells why
+    there = {name for name in there if not lookups.is_folder(lookups.real(f"{folder}/{name}"))}
     files = [path / name for name in sorted(there | coming) if name.endswith(".toml")]
     if not files:
         what = "the folder has no *.toml files; write one, or name another folder"
         raise SpecError([_problem(path, what)])
     return files
-
-
-def _is_spec(entry: os.DirEntry[str]) -> bool:
-    """True for a file, and for a link that leads nowhere: reading it tells why."""
-    try:
-        return entry.is_file() or (entry.is_symlink() and not entry.is_dir())
-    except OSError:  # a loop of links
-        return True
 
 
 def _problem(path: Path, what: str) -> Problem:

@@ -12,12 +12,12 @@ import pytest
 import reconciler
 
 ROOT = Path(reconciler.__file__).parent
-LAYERS = ("model", "spec", "planner", "tools", "backends", "engine", "watch", "cli")
+LAYERS = ("model", "planner", "tools", "spec", "backends", "engine", "watch", "cli")
 ALLOWED = {
     "model": set(),
-    "spec": {"model"},
     "planner": {"model"},
     "tools": {"model"},
+    "spec": {"model", "tools"},
     "backends": {"model", "tools"},
     "engine": {"model", "planner", "tools", "backends"},
     "watch": {"model", "tools", "engine"},
@@ -36,6 +36,7 @@ HOMES = {
     "fcntl": {"tools"},
     "watchdog": {"watch"},
     "prometheus_client": {"watch"},
+    "cattrs": {"engine"},
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from reconciler.model.desired import Spec
 from reconciler.model.errors import SpecError
-from reconciler.spec import Remembering, load, read
+from reconciler.spec import Remembering, load
+from reconciler.tools import lookups
 
 ROUNDS = 120
 
@@ -71,7 +72,7 @@ def said(loading: Remembering | None, folder: Path) -> Spec | list[str]:
 def test_what_was_read_before_never_stands_for_what_is_written_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(read, "RECENT", -(10**12))  # each file here is another one after an edit
+    monkeypatch.setattr(lookups, "FINE_TICK", -(10**12))  # each file here is another one after an edit
     folder = Folder(tmp_path, random.Random(seed))
     loading = Remembering()
     good = bad = 0
@@ -93,7 +94,7 @@ def test_what_was_read_before_never_stands_for_what_is_written_now(
 def test_a_disk_whose_file_has_not_changed_is_not_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "RECENT", -(10**12))
+    monkeypatch.setattr(lookups, "FINE_TICK", -(10**12))
     for name in ("web", "mail"):
         text = f'version = 1\n[domains.{name}.disks.vda]\nchain = ["{name}.qcow2"]\n'
         (tmp_path / f"{name}.toml").write_text(text)
