@@ -14,7 +14,12 @@ def main() -> None:
 
     gc.freeze()
     gc.enable()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code > 128:  # a signal: what threads still wait for is let go
+        from reconciler.cli.stopping import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

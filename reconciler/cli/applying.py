@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,12 @@ from rich.text import Text
 from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
-from reconciler.cli.stopping import between_steps
+from reconciler.cli.stopping import Interrupted, between_steps
 from reconciler.engine.applying import Applier, Options
+from reconciler.engine.gate import EVERYTHING, Admitted, Gate
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all, plan_disk
-from reconciler.engine.reconciling import Reconciling, Result
+from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import Spec
@@ -53,6 +55,7 @@ class Session:
         max_drops: Most restore points that go without a person who says yes; None: as the
             host's config says.
         stop: Asked to, nothing more begins.
+        round: Which one goes on; 0: none yet.
         edit: What the spec is not yet, and will be when somebody has said yes.
     """
 
@@ -67,8 +70,7 @@ class Session:
     connection: str | None = None
     jobs: int = 1
     edit: Edit | None = None
-    results: list[Result] = field(default_factory=list)
-    left: list[DiskPlan] = field(default_factory=list)
+    round: int = 0
     _holds: Holds = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,27 +84,40 @@ class Session:
         self._show(plan)
         if self.edit is not None:
             self.edit.check(plan)
-        if plan.changes:
-            self._ask(plan, spec.host.max_drops if self.max_drops is None else self.max_drops)
+        most = spec.host.max_drops if self.max_drops is None else self.max_drops
+        if self.yes:
+            gate = Gate(EVERYTHING, most, _too_many, doubts=self.max_drops is not None)
+        else:
+            gate = Gate(EVERYTHING, None, _too_many, self._confirmed)
+        admitted = gate.enter(list(zip(plan.disks, looks, strict=True)))
+        if admitted.refused:
+            raise Mistake(f"nothing was done: {admitted.refused[0][1]}")
         if self.edit is not None:
             self.edit.write()
-        return self._run(spec, plan, looks)
+        return self._run(spec, plan, gate, admitted)
 
-    def apply_file(self, path: Path) -> bool:
-        """Apply the plan saved in *path*, disk by disk, or refuse a disk as stale."""
+    def apply_file(self, path: Path, specs: Sequence[Path], allowed: Sequence[Path]) -> bool:
+        """
+        Apply the plan saved in *path*, disk by disk, or refuse a disk as stale.
+
+        What it shows is done, and nothing else: no round follows.
+
+        Args:
+            specs: Those that the command line names; none: those of this folder.
+            allowed: Specs, or folders of them, that the host's config names.
+        """
         saved = read_plan(path)
-        spec = _connected(self.loading(saved.sources, self.connection), saved)
+        spec = self.loading(saved.specs(specs, allowed), self.connection)
+        saved.see_connections(spec)
         chosen = [d for d in spec.disks if (d.domain, d.target) in saved.disks]
-        gone = set(saved.disks) - {(d.domain, d.target) for d in chosen}
-        for domain, target in sorted(gone):
-            message = "stale: the spec does not have this disk any more; plan again"
-            self.results.append(Result(domain, target, "error", message))
-            self._say(self.results[-1])
         looks = look(spec, self.states, chosen)
         fresh = [_checked(plan_disk(found), saved) for found in looks]
         plan = Plan(saved.sources, tuple(fresh))
         self._show(plan)
-        return self._run(spec, plan, looks) and not gone
+        gate = Gate(EVERYTHING, None, _too_many)  # somebody has saved it, and now names it
+        admitted = gate.enter(list(zip(plan.disks, looks, strict=True)))
+        gone = sorted(set(saved.disks) - {(d.domain, d.target) for d in chosen})
+        return self._run(spec, plan, None, admitted, gone)
 
     def _show(self, plan: Plan) -> None:
         if not self.as_json and (
@@ -110,49 +125,73 @@ class Session:
         ):
             report.print_plan(plan, report.console(), None)
 
-    def _ask(self, plan: Plan, max_drops: int) -> None:
-        """Ask on a terminal; without one only ``-y`` goes on, up to *max_drops*."""
-        if self.yes:
-            gone = sum(disk.restore_points.lost for disk in plan.disks if disk.now)
-            if gone > max_drops:
-                raise Mistake(
-                    f"nothing was done: {gone} restore points would go, and -y alone takes away at "
-                    f"most {max_drops}; look at the plan, then say --max-drops {gone} (or "
-                    "raise max_drops in the host's config)"
-                )
-            if self.max_drops is None:
-                _no_doubts(plan)
-            return
+    def _confirmed(self, _: Plan) -> bool:
+        """Ask on a terminal; without one only ``-y`` goes on."""
+        first = self.round == 0
         if self.as_json or not sys.stdin.isatty():
+            if not first:
+                return False
             raise Mistake(
                 "nothing was done: there is no terminal to ask on; say -y, or apply a saved plan "
                 "(virt-chain plan -o FILE)"
             )
-        typer.confirm("Apply this?", abort=True, err=True)
+        question = "Apply this?" if first else "Apply this, too?"
+        return typer.confirm(question, abort=first, err=True)
 
-    def _run(self, spec: Spec, plan: Plan, looks: Iterable[Look]) -> bool:
-        began = time.monotonic()
+    def _run(
+        self,
+        spec: Spec,
+        plan: Plan,
+        gate: Gate | None,
+        admitted: Admitted,
+        gone: Sequence[tuple[str, str]] = (),
+    ) -> bool:
+        """All rounds; without a gate there is no other round."""
         reporter = Silent() if self.as_json else Terminal(bars=self.jobs == 1)
         applier = Applier(spec, self.states, self.options, reporter)
-        reconciling = Reconciling(applier, self, self.results, self.left)
-        with between_steps(self.stop):
-            try:
-                reconciling.run(plan, looks, self.jobs)
-            finally:
-                reporter.close()
-        good = all(result.status in ("applied", "unchanged") for result in self.results)
-        reconciling.write_history()
-        if self.as_json:
-            print(json.dumps(self._as_data(plan), indent=2))
-        else:
-            self._close(plan, time.monotonic() - began)
+        reconciling = Reconciling(applier, self)
+        for domain, target in gone:
+            message = "stale: the spec does not have this disk any more; plan again"
+            reconciling.add(Result(domain, target, "error", message))
+            self._say(reconciling.results[-1])
+        seconds = 0.0
+        try:
+            for self.round in range(1, ROUNDS + 1):
+                began = time.monotonic()
+                with between_steps(self.stop, reconciling.write_history):
+                    reconciling.run(admitted, self.jobs)
+                seconds += time.monotonic() - began
+                last = self.round == ROUNDS or self.stop.asked
+                if last or gate is None or not reconciling.rest:
+                    break
+                self._show(Plan((), tuple(disk for disk, _ in reconciling.rest)))
+                admitted = gate.enter(reconciling.rest)
+            self._settle(reconciling, gate)
+        except KeyboardInterrupt:
+            text = "interrupted; nothing is lost: virt-chain apply continues"
+            print(f"virt-chain: {text}", file=sys.stderr)
+            raise Interrupted(self.stop.signal or signal.SIGINT) from None
+        finally:
+            reporter.close()
+            reconciling.write_history()
+            if self.as_json:
+                print(json.dumps(self._as_data(plan, reconciling), indent=2), flush=True)
+        good = all(result.status in ("applied", "unchanged") for result in reconciling.results)
+        if not self.as_json:
+            self._close(plan, reconciling, seconds)
+        if self.stop.signal is not None and not good:
+            raise Interrupted(self.stop.signal)
         return good
 
-    # What a run over all disks tells, as reconciling.Listener has it
+    def _settle(self, reconciling: Reconciling, gate: Gate | None) -> None:
+        if self.stop.asked:
+            reconciling.settle("failed", "stopped as asked, virt-chain apply continues")
+        elif gate is None:
+            reconciling.settle("applied", "the rest needs a new plan")
+        else:
+            reconciling.settle("failed", "apply again")
 
-    def again(self, plan: DiskPlan) -> None:
-        """The rest, after what was interrupted was finished, is shown as a plan."""
-        self._show(Plan((), (plan,)))
+    # What a run over all disks tells, as reconciling.Listener has it
 
     def reached(self, plan: DiskPlan, found: Look) -> None:
         """The chain that a disk has now."""
@@ -175,13 +214,13 @@ class Session:
         held = self._holds.of(plan.domain, plan.target)
         return None if held is None else held.refusal
 
-    def _close(self, plan: Plan, seconds: float) -> None:
-        applied = {(r.domain, r.target) for r in self.results if r.status == "applied"}
-        bad = [r for r in self.results if r.status in ("failed", "error")]
-        disks = [disk for disk in plan.disks if (disk.domain, disk.target) in applied]
-        if disks:
-            made = report.counts(disks).replace(" to copy", " copied")
-            waiting = report.waiting_steps(self.left)
+    def _close(self, plan: Plan, reconciling: Reconciling, seconds: float) -> None:
+        """What was done in all rounds, also to disks that failed later."""
+        bad = [r for r in reconciling.results if r.status in ("failed", "error")]
+        done = [step.planned for steps in reconciling.done.values() for step in steps]
+        if done:
+            made = report.counts(done).replace(" to copy", " copied")
+            waiting = report.waiting_steps(reconciling.left)
             typer.echo(f"Done: {made} in {seconds:.1f} s. {waiting}".rstrip())
         elif not bad:
             typer.echo(report.closing(plan))
@@ -192,7 +231,7 @@ class Session:
                 file=sys.stderr,
             )
 
-    def _as_data(self, plan: Plan) -> dict[str, Any]:
+    def _as_data(self, plan: Plan, reconciling: Reconciling) -> dict[str, Any]:
         return {
             **plan.as_data(),
             "results": [
@@ -203,29 +242,16 @@ class Session:
                     "message": one.message,
                     "steps_done": one.steps_done,
                 }
-                for one in self.results
+                for one in reconciling.results
             ],
         }
 
 
-def _no_doubts(plan: Plan) -> None:
-    """Refuse what looks like a mistake: nobody is there to see it."""
-    for disk in plan.disks:
-        if disk.now and disk.doubts:
-            raise Mistake(
-                f"nothing was done: {disk.label}: {'; '.join(disk.doubts)}; -y alone does not "
-                f"apply that: mend the spec, or say --max-drops {disk.restore_points.lost} where "
-                "it is meant so"
-            )
-
-
-def _connected(spec: Spec, saved: SavedPlan) -> Spec:
-    """*spec*, with the connections that the plan was made with."""
-    disks = tuple(
-        replace(disk, connection=saved.connections.get(disk.domain, disk.connection))
-        for disk in spec.disks
+def _too_many(total: int, most: int) -> str:
+    return (
+        f"{total} restore points would go, and -y alone takes away at most {most}; look at the "
+        f"plan, then say --max-drops {total} (or raise max_drops in the host's config)"
     )
-    return replace(spec, disks=disks)
 
 
 def _checked(fresh: DiskPlan, saved: SavedPlan) -> DiskPlan:

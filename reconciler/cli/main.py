@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from reconciler import __version__
+from reconciler.cli import logs
 from reconciler.cli.naming import apply_command, printable
+from reconciler.cli.stopping import Interrupted
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.state import StateFolder, default_folder
@@ -103,13 +108,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit(Exit.DONE)
 
 
-class _Printable(logging.Formatter):
-    """File names in a log do nothing to a terminal, either."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-
 @app.callback()
 def options(
     context: typer.Context,
@@ -124,9 +122,7 @@ def options(
 ) -> None:
     """Options of every command."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logs.to_stderr(level)
     context.obj = state_dir
 
 
@@ -192,7 +188,9 @@ def plan(
     else:
         _print_plan(
             made,
-            apply_command([output]) if output else apply_command(spec, connect, target),
+            apply_command([output, *(spec or ())], connect)
+            if output
+            else apply_command(spec, connect, target),
         )
     if made.errors:
         raise typer.Exit(Exit.ERROR)
@@ -205,8 +203,8 @@ def apply(
     spec: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[SPEC]... | PLANFILE",
-            help="Spec files or folders (left out: this folder), or a saved plan.",
+            metavar="[PLANFILE] [SPEC]...",
+            help="Spec files or folders (left out: this folder); before them a saved plan.",
         ),
     ] = None,
     yes: Yes = False,
@@ -499,6 +497,7 @@ def watch(
         sources=sources,
         states=states,
         load=watching.loading(sources, connect),
+        connect=connect,
         choose=lambda loaded: _chosen(loaded, target),
         options=Options(verify=verify.value, bandwidth=_rate(bandwidth)),
         interval=watching.seconds("--interval", interval),
@@ -555,13 +554,17 @@ def release(
     watching.release(_states(context, state_dir), disk)
 
 
-def _applied(session: Session, spec: list[Path] | None) -> Exit:
+def _applied(session: Session, arguments: list[Path] | None) -> Exit:
     from reconciler.spec.planfile import looks_like_plan
 
-    if spec and len(spec) == 1 and looks_like_plan(spec[0]):
-        good = session.apply_file(spec[0])
+    plans = [path for path in arguments or () if looks_like_plan(path)]
+    specs = [path for path in arguments or () if path not in plans]
+    if len(plans) > 1:
+        raise Mistake("one apply applies one saved plan; name them one after the other")
+    if plans:
+        good = session.apply_file(plans[0], specs, read_host().specs)
     else:
-        good = session.apply_specs(_paths(spec), _look)
+        good = session.apply_specs(_paths(specs), _look)
     return Exit.DONE if good else Exit.ERROR
 
 
@@ -619,8 +622,15 @@ def _patience(seconds: float) -> float:
 
 
 def _save(path: Path, made: Plan) -> None:
+    """Only its owner may write to it: `apply` refuses what others could have written."""
     try:
-        path.write_text(json.dumps(made.as_data(), indent=2) + "\n", encoding="utf-8")
+        with open(
+            path, "w", encoding="utf-8", opener=lambda name, how: os.open(name, how, 0o600)
+        ) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                with suppress(PermissionError):
+                    os.fchmod(file.fileno(), 0o600)
+            file.write(json.dumps(made.as_data(), indent=2) + "\n")
     except OSError as error:
         raise Mistake(f"{path} cannot be written: {error.strerror}") from error
 
@@ -642,6 +652,8 @@ def _print_plan(made: Plan, apply_with: str) -> None:
         )
 
 
+_signal: int = signal.SIGINT
+"""The signal that ends the command."""
 _TYPER_INTERRUPTED = 130
 """What typer makes of a KeyboardInterrupt.  Source: typer/core.py, _main."""
 
@@ -661,6 +673,9 @@ def run(arguments: Sequence[str]) -> int:
         _say(str(error))
     except KeyboardInterrupt:
         _say("interrupted; nothing is lost: virt-chain apply continues")
+        return 128 + _signal
+    except Interrupted as error:
+        return error.code
     except typer.Abort:
         _say("nothing was done")
     except BrokenPipeError:
@@ -689,5 +704,7 @@ def _say(text: str) -> None:
     print(f"virt-chain: {printable(text)}", file=sys.stderr)
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(number: int, _: object) -> NoReturn:
+    global _signal
+    _signal = number
     raise KeyboardInterrupt

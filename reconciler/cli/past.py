@@ -33,7 +33,8 @@ def print_history(records: Sequence[Record]) -> None:
     for one in records:
         label, spec = printable(f"{one.domain}:{one.target}"), one.spec.removeprefix("sha256:")
         why = f": {printable(one.message)}" if one.message else ""
-        typer.echo(printable(f"{one.time}  {label}  {one.status}{why}  spec {spec[:12]}"))
+        took = "" if one.seconds is None else f" in {one.seconds:.1f} s"
+        typer.echo(printable(f"{one.time}  {label}  {one.status}{took}{why}  spec {spec[:12]}"))
         for step in one.steps:
             typer.echo(f"  {printable(step)}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reconciler.cli.naming import Naming, chain_text, listed, naming, printable
-from reconciler.model.plan import DiskPlan, Plan, PlannedStep, summary
+from reconciler.model.plan import DiskPlan, Plan, PlannedStep, count
 from reconciler.model.steps import (
     STEPS,
     Attach,
@@ -129,7 +128,8 @@ def closing(plan: Plan) -> str:
     waiting = waiting_steps(plan.disks)
     if not plan.changes and not broken and not waiting:
         return f"Nothing to do: {quiet} {_disks(quiet)} as the spec says."
-    parts = [f"Plan: {counts(plan.disks)}." if plan.changes else "", waiting]
+    now = [one for disk in plan.disks for one in disk.now]
+    parts = [f"Plan: {counts(now)}." if plan.changes else "", waiting]
     return " ".join(filter(None, [*parts, errors if broken else "", as_said]))
 
 
@@ -145,13 +145,13 @@ def _disks(count: int) -> str:
     return "disk is" if count == 1 else "disks are"
 
 
-def counts(disks: Iterable[DiskPlan]) -> str:
-    """``1 commit, 1 rename, 1 remove; 8.0 MiB to copy``: what is done now."""
-    numbers = summary([replace(disk, steps=disk.now) for disk in disks])
+def counts(planned: Iterable[PlannedStep]) -> str:
+    """``1 commit, 1 rename, 1 remove; 8.0 MiB to copy``."""
+    numbers = count(planned)
     steps = ", ".join(
-        f"{count} {kind.action}{'s' if count > 1 else ''}"
+        f"{number} {kind.action}{'s' if number > 1 else ''}"
         for kind in STEPS
-        if (count := numbers.get(kind.action, 0))
+        if (number := numbers.get(kind.action, 0))
     )
     return f"{steps}; {human_size(numbers['bytes_to_copy'])} to copy"
 
@@ -192,17 +192,13 @@ def _steps(steps: Sequence[PlannedStep], name: Naming) -> Table:
 
 def cells(one: PlannedStep, name: Naming) -> tuple[str, str, str]:
     """What a step does, what it copies, and why; safe on a terminal."""
-    size = human_size(one.bytes) if one.bytes or _copies(one.step) else ""
+    size = human_size(one.bytes) if one.bytes or one.step.copies else ""
     reason = one.reason
     if isinstance(one.step, Remove) and one.frees:
         reason = f"frees {human_size(one.frees)}"
     if one.deferred:
         reason = f"{reason} (deferred: {one.deferred})"
     return words(one.step, name), size, printable(reason)
-
-
-def _copies(step: Step) -> bool:
-    return isinstance(step, Commit | Pull)
 
 
 def points_text(disk: DiskPlan, name: Naming) -> str:

@@ -82,6 +82,6 @@ def _status(plan: DiskPlan, job: Job | None) -> Text:
     if plan.error:
         return Text.assemble(label, ("error: ", "bold red"), printable(plan.error))
     if plan.now:
-        return Text.assemble(label, (f"drift: {counts([plan])} (virt-chain plan)", "yellow"))
+        return Text.assemble(label, (f"drift: {counts(plan.now)} (virt-chain plan)", "yellow"))
     waiting = waiting_steps([plan]).rstrip(".")
     return Text.assemble(label, "as the spec says", f"; {waiting}" if waiting else "")

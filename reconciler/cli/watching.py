@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,12 +18,14 @@ from typing import Any
 
 import typer
 
+from reconciler.cli import logs
 from reconciler.cli.naming import printable
+from reconciler.cli.stopping import Interrupted
 from reconciler.engine.applying import Options
 from reconciler.engine.state import StateFolder, default_folder
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Spec
-from reconciler.model.errors import Mistake
+from reconciler.model.errors import Mistake, ReconcilerError
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.units import human_size
 from reconciler.spec import Remembering
@@ -41,6 +46,7 @@ def watch(
     sources: tuple[Path, ...],
     states: StateFolder,
     load: Callable[[], Spec],
+    connect: str | None,
     choose: Callable[[Spec], Sequence[DesiredDisk] | None],
     options: Options,
     interval: float,
@@ -57,15 +63,33 @@ def watch(
         sources=sources,
         load=load,
         choose=choose,
-        command=lambda path: _command(states.folder, path),
+        command=lambda path: _command(states.folder, [path, *sources], connect),
         interval=interval,
         jobs=jobs,
         dry_run=dry_run,
     )
     metrics = Metrics(textfile, port) if textfile is not None or port is not None else None
     voice = voice_for(sys.stderr.isatty(), os.environ)
-    passes = Passes(asked, states, options, voice, metrics)
-    Loop(passes, stop, poll).run([*sources, config_file()])
+    logs.to_voice(lambda record, text: _log(voice, record, text))
+    try:
+        passes = Passes(asked, states, options, voice, metrics)
+        Loop(passes, stop, poll).run([*sources, config_file()])
+    except ReconcilerError as error:
+        voice.tell("end", str(error), bad=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        text = "stopped at once; nothing is lost: the next start goes on"
+        voice.tell("stop", text, bad=True)
+        raise Interrupted(stop.signal or signal.SIGINT) from None
+    except Exception as error:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        voice.tell("end", f"this is a bug, please report it: {text}", bad=True)
+        raise typer.Exit(1) from error
+
+
+def _log(voice: Voice, record: logging.LogRecord, text: str) -> None:
+    bad = record.levelno >= logging.WARNING
+    voice.tell("log", text, bad=bad, logger=record.name, severity=record.levelname.lower())
 
 
 def loading(sources: Sequence[Path], connection: str | None) -> Callable[[], Spec]:
@@ -93,11 +117,12 @@ def seconds(option: str, text: str) -> float:
     return float(found)
 
 
-def _command(folder: Path, path: Path) -> str:
+def _command(folder: Path, paths: Sequence[Path], connect: str | None) -> str:
     words = ["virt-chain", "apply"]
     if folder != default_folder({}):
         words += ["--state-dir", str(folder)]
-    return shlex.join([*words, str(path)])
+    words += ["-c", connect] if connect else []
+    return shlex.join([*words, *map(str, paths)])
 
 
 # Lines
@@ -106,7 +131,12 @@ def _command(folder: Path, path: Path) -> str:
 def _write(text: str) -> None:
     """One line of the log, whole or not at all: a watch that is killed leaves no half of one."""
     sys.stderr.flush()
-    os.write(sys.stderr.fileno(), f"{text}\n".encode("utf-8", "backslashreplace"))
+    try:
+        descriptor = sys.stderr.fileno()
+    except OSError:  # of a caller inside this process
+        sys.stderr.write(f"{text}\n")
+    else:
+        os.write(descriptor, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 class Voice:

@@ -51,9 +51,9 @@ from reconciler.model.steps import (
     Rebase,
     Remove,
     Rename,
-    Resize,
     Step,
     active_after,
+    rewritten,
     touched,
 )
 from reconciler.planner.books import memory_note
@@ -370,10 +370,7 @@ def _tidy(unfinished: Unfinished | None) -> None:
 
 def _rewritten(steps: Iterable[Step]) -> dict[Path, None]:
     """Images whose data *steps* write in place: from here on nobody takes them for untouched."""
-    kinds = Commit | Pull | Rebase | Resize
-    return dict.fromkeys(
-        path for step in steps if isinstance(step, kinds) for path in touched(step)
-    )
+    return dict.fromkeys(path for step in steps for path in rewritten(step))
 
 
 def _is_as_it_was(path: Path, known: FileId | None) -> bool:

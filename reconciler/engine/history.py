@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from reconciler.tools.decoding import decoded
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ class Record:
         spec: Digest of all spec files together.
         status: ``applied`` or ``failed``.
         message: Why it failed; None: it did not.
-        steps: Each step that was done, in words.
+        steps: Each step that was done, in words and in that order, whatever came after it.
+        seconds: How long these steps took together; None: an older virt-chain has not told.
     """
 
     time: str
@@ -39,6 +41,7 @@ class Record:
     status: str
     message: str | None
     steps: tuple[str, ...]
+    seconds: float | None = None
 
 
 def spec_digest(sources: Sequence[Path]) -> str:
@@ -68,21 +71,23 @@ def add(folder: Path, record: Record) -> None:
 
 
 def read(folder: Path) -> Iterator[Record]:
-    """All records, oldest first; a line that was cut short is passed over."""
+    """All records, oldest first; a damaged line is passed over, and told of in a warning."""
     for path in (folder / f"{FILE}.1", folder / FILE):
         try:
             text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError:
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            log.warning("%s cannot be read: %s", path, error.strerror)
+            continue
+        damaged = 0
         for line in text.splitlines():
-            with suppress(ValueError, TypeError, KeyError, RecursionError):
-                yield _record(json.loads(line))
-
-
-def _record(data: dict[str, Any]) -> Record:
-    """The record that *data* is; an error of many kinds where it is none."""
-    record = Record(**{**data, "steps": tuple(data["steps"])})
-    texts = (record.time, record.domain, record.target, record.spec, record.status, *record.steps)
-    if not all(isinstance(text, str) for text in (*texts, record.message or "")):
-        raise TypeError("a record is made of texts")
-    return record
+            try:
+                yield decoded(Record, json.loads(line))
+            except (ValueError, RecursionError):
+                damaged += 1
+        if damaged:
+            lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
+            log.warning(
+                "%s: %s damaged or of another version of virt-chain, and left out", path, lines
+            )

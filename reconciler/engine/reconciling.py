@@ -1,20 +1,24 @@
-"""Reconciling: the plans of many disks, domain by domain, until nothing is left for now."""
+"""Reconciling: the plans of many disks, domain by domain, round by round."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from reconciler.engine import history
-from reconciler.engine.applying import Applier, Work
+from reconciler.engine.applying import Applier, Reporter, Work
 from reconciler.engine.disk_state import now
+from reconciler.engine.gate import Admitted
 from reconciler.engine.tasks import Look
-from reconciler.model.errors import ReconcilerError
-from reconciler.model.plan import DiskPlan, Plan
+from reconciler.model.errors import ReconcilerError, StaleChain
+from reconciler.model.plan import DiskPlan, PlannedStep
 
 ROUNDS = 4
-"""Most plans that are made for a disk: what was interrupted, then the rest."""
+"""Most rounds of one run: what was interrupted, then the rest."""
+
+ENDING = 2.0
+"""Seconds that threads get to notice that everything ends at once."""
 
 Status = Literal["applied", "unchanged", "failed", "error"]
 
@@ -27,6 +31,8 @@ class Result:
     Attributes:
         status: ``failed``: something was tried, or could have been; ``error``:
             there was no plan, and the plan said why.
+        message: Why it failed, or what is left for another plan.
+        steps_done: In all rounds.
         error: What was raised, where something was.
     """
 
@@ -42,11 +48,16 @@ class Result:
         return f"{self.domain}:{self.target}"
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A step that was done, and how long it took."""
+
+    planned: PlannedStep
+    seconds: float
+
+
 class Listener(Protocol):
     """Who is told what becomes of each disk."""
-
-    def again(self, plan: DiskPlan) -> None:
-        """A disk has another round: what was interrupted is finished, this is the rest."""
 
     def reached(self, plan: DiskPlan, found: Look) -> None:
         """A disk is as far as it gets for now; *plan* has the steps that wait."""
@@ -63,23 +74,38 @@ class Reconciling:
     """
     One run over all disks of a plan.
 
+    What goes wrong with one disk is its result, and the others go on.
+
     Attributes:
-        once: Each disk is planned once; what a new plan has for it is only told of in *left*.
-        results: One a disk, once it ended.
-        left: The last plan of each disk that ended well: deferred steps, or none (see *once*).
+        left: The last plan of each disk that ended well: deferred steps, or none.
+        rest: Disks that have steps for another round, with their new plans.
+        done: The steps that were done, by disk, in all rounds.
     """
 
     applier: Applier
     listener: Listener
-    results: list[Result] = field(default_factory=list)
     left: list[DiskPlan] = field(default_factory=list)
-    once: bool = False
-    _steps: dict[str, list[str]] = field(default_factory=dict)
+    rest: list[Work] = field(default_factory=list)
+    done: dict[str, list[Done]] = field(default_factory=dict)
+    _results: dict[str, Result] = field(default_factory=dict)
+    _recorded: set[str] = field(default_factory=set)
 
-    def run(self, plan: Plan, looks: Iterable[Look], jobs: int = 1) -> None:
-        """Carry out *plan*, which was made from *looks*, on so many domains side by side."""
+    def __post_init__(self) -> None:
+        self.applier.reporter = _Remembering(self.applier.reporter, self.done)
+
+    @property
+    def results(self) -> list[Result]:
+        """One a disk, once it ended."""
+        return list(self._results.values())
+
+    def run(self, admitted: Admitted, jobs: int = 1) -> None:
+        """Carry out one round that passed the gate, on so many domains side by side."""
+        self.rest = []
+        for disk, why in admitted.refused:
+            self.left.append(disk)
+            self._failed(disk, why)
         domains: dict[object, list[Work]] = {}
-        for disk, found in zip(plan.disks, looks, strict=True):
+        for disk, found in admitted.work:
             # without libvirt, disks of a domain have nothing to do at the same moment
             key = (disk.connection, disk.domain) if disk.connection else disk.label
             domains.setdefault(key, []).append((disk, found))
@@ -89,87 +115,152 @@ class Reconciling:
             for work in domains.values():
                 self._domain(work)
 
+    def settle(self, status: Status, message: str | None = None) -> None:
+        """No round follows: what became of the disks in *rest*."""
+        for disk, found in self.rest:
+            self.left.append(disk)
+            count = len(disk.now)
+            steps = "1 more step is" if count == 1 else f"{count} more steps are"
+            told = None if message is None else f"{steps} left; {message}"
+            self._ended(disk, status, told)
+            if status == "applied":
+                self.listener.reached(disk, found)
+        self.rest = []
+
+    def add(self, result: Result) -> None:
+        """The result of a disk that cannot be planned at all."""
+        self._results[result.label] = result
+        self.listener.ended(result)
+
     def write_history(self) -> None:
-        """Add what was tried to the history."""
-        spec, states = self.applier.spec, self.applier.states
-        tried = [one for one in self.results if one.status in ("applied", "failed")]
-        digest = history.spec_digest(spec.sources) if tried else ""
-        for one in tried:
-            done = tuple(self._steps.get(one.label, ())[: one.steps_done])
+        """Add what was done or tried to the history: each disk once, also when all ends at once."""
+        told = {one.label: one for one in self.results if one.status in ("applied", "failed")}
+        new = [one for one in {**dict.fromkeys(self.done), **told} if one not in self._recorded]
+        digest = history.spec_digest(self.applier.spec.sources) if new else ""
+        for label in new:
+            domain, _, target = label.rpartition(":")
+            result = told.get(label, Result(domain, target, "failed", "interrupted"))
+            done = self.done.get(label, ())
             record = history.Record(
-                now(), one.domain, one.target, digest, one.status, one.message, done
+                now(),
+                result.domain,
+                result.target,
+                digest,
+                result.status,
+                result.message if result.status == "failed" else None,
+                tuple(str(one.planned.step) for one in done),
+                round(sum(one.seconds for one in done), 3),
             )
-            history.add(states.folder, record)
+            self._recorded.add(label)
+            history.add(self.applier.states.folder, record)
 
     def _in_parallel(self, domains: Sequence[list[Work]], jobs: int) -> None:
-        """Several domains side by side."""
-        from concurrent.futures import ThreadPoolExecutor  # takes a while, for one domain too long
+        """Several domains side by side; one after the other where their folders are busy."""
+        from concurrent import futures  # takes a while, for one domain too long
 
-        with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(self._domain, domains):
-                pass  # an error that nobody expected is raised here
+        pool = futures.ThreadPoolExecutor(jobs)
+        running = [pool.submit(self._domain, work) for work in domains]
+        try:
+            for one in running:
+                one.result()  # an error that nobody expected is raised here
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            futures.wait(running, ENDING)
+            raise
+        pool.shutdown()
 
     def _domain(self, work: Sequence[Work]) -> None:
-        """The disks of one domain: planned and applied until nothing is left for now."""
-        done = {disk.label: 0 for disk, _ in work}
-        left = [one for one in work if self._has_steps(*one)]
-        for _ in range(ROUNDS):
-            if not left:
-                return
-            for disk, _ in left:
-                self._steps.setdefault(disk.label, []).extend(str(one.step) for one in disk.now)
-            errors = self.applier.apply(left)
-            for (disk, _), error in zip(left, errors, strict=True):
-                done[disk.label] += len(disk.now)
-                if error is not None:
-                    self._failed(disk, str(error), done[disk.label] - len(disk.now), error)
-            good = [one for one, error in zip(left, errors, strict=True) if error is None]
-            planned = [self.applier.planned_again(found) for _, found in good]
-            left = [one for one in planned if self._goes_on(one, done)]
-        for disk, _ in left:
-            self._failed(disk, f"{len(disk.now)} steps are left; apply again", done[disk.label])
+        """One round of the disks of one domain."""
+        going = [one for one in work if self._has_steps(*one)]
+        if not going:
+            return
+        errors: Sequence[ReconcilerError | None]
+        try:
+            errors = self.applier.apply(going)
+        except (ReconcilerError, OSError) as error:
+            errors = [_as_ours(error)] * len(going)
+        for (disk, found), wrong in zip(going, errors, strict=True):
+            if wrong is not None:
+                self._failed(disk, str(wrong), wrong)
+            else:
+                self._look_again(disk, found)
 
     def _has_steps(self, disk: DiskPlan, found: Look) -> bool:
         """True where there is something to do now; otherwise the disk's result is told."""
-        self.applier.wake(disk, found)
-        if found.lost is not None and not disk.error:
-            self.left.append(disk)
-            self._failed(disk, found.lost, 0)
-        elif disk.error:
-            self._ended(Result(disk.domain, disk.target, "error", disk.error))
-        elif disk.now and (why := self.listener.forbidden(disk)) is not None:
-            self.left.append(disk)
-            self._failed(disk, why, 0)
-            return False
-        elif not disk.now:
-            self.left.append(disk)
-            if not disk.steps:
-                self.applier.record(found)
-            self._ended(Result(disk.domain, disk.target, "unchanged"))
-        return bool(disk.now) and not disk.error and found.lost is None
-
-    def _goes_on(self, one: Work, done: Mapping[str, int]) -> bool:
-        """True where a new plan has steps for now; otherwise the disk's result is told."""
-        disk, found = one
-        if disk.error:
-            self._failed(disk, disk.error, done[disk.label])
-            return False
-        if disk.now and not self.once:
-            self.listener.again(disk)
-            if (why := self.listener.forbidden(disk)) is None:
+        try:
+            self.applier.wake(disk, found)
+            if found.lost is not None and not disk.error:
+                self.left.append(disk)
+                self._failed(disk, found.lost)
+            elif disk.error:
+                # after a round something was done to it, which its result tells
+                self._ended(disk, "failed" if disk.label in self.done else "error", disk.error)
+            elif disk.now and (why := self.listener.forbidden(disk)) is not None:
+                self.left.append(disk)
+                self._failed(disk, why)
+            elif disk.now:
                 return True
-            self._failed(disk, why, done[disk.label])
-            return False
-        self.left.append(disk)
-        self._ended(Result(disk.domain, disk.target, "applied", None, done[disk.label]))
-        self.listener.reached(disk, found)
+            else:
+                if not disk.steps:
+                    self.applier.record(found)
+                self.left.append(disk)
+                self._ended(disk, "unchanged")
+        except (ReconcilerError, OSError) as error:
+            self._failed(disk, str(error), _as_ours(error))
         return False
 
-    def _failed(
-        self, disk: DiskPlan, why: str, done: int, error: ReconcilerError | None = None
-    ) -> None:
-        self._ended(Result(disk.domain, disk.target, "failed", why, done, error))
+    def _look_again(self, disk: DiskPlan, found: Look) -> None:
+        """After its steps: a disk is done, or goes to the next round."""
+        try:
+            again, fresh = self.applier.planned_again(found)
+        except (ReconcilerError, OSError) as error:
+            self._failed(disk, str(error), _as_ours(error))
+            return
+        if again.error:
+            self._failed(again, again.error)
+        elif again.now:
+            self.rest.append((again, fresh))
+        else:
+            self.left.append(again)
+            self._ended(again, "applied")
+            self.listener.reached(again, fresh)
 
-    def _ended(self, result: Result) -> None:
-        self.results.append(result)
-        self.listener.ended(result)
+    def _failed(self, disk: DiskPlan, why: str, error: ReconcilerError | None = None) -> None:
+        self._ended(disk, "failed", why, error)
+
+    def _ended(
+        self,
+        disk: DiskPlan,
+        status: Status,
+        why: str | None = None,
+        error: ReconcilerError | None = None,
+    ) -> None:
+        count = len(self.done.get(disk.label, ()))
+        self.add(Result(disk.domain, disk.target, status, why, count, error))
+
+
+def _as_ours(error: ReconcilerError | OSError) -> ReconcilerError:
+    if isinstance(error, ReconcilerError):
+        return error
+    return StaleChain(f"{error}; nothing is lost: apply again")
+
+
+@dataclass(slots=True)
+class _Remembering:
+    """Passes everything on to a reporter, and remembers the steps that were done."""
+
+    reporter: Reporter
+    done: dict[str, list[Done]]
+
+    def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
+        self.reporter.step(plan, number, planned)
+
+    def progress(self, done: float) -> None:
+        self.reporter.progress(done)
+
+    def finished(self, plan: DiskPlan, number: int, planned: PlannedStep, seconds: float) -> None:
+        self.done.setdefault(plan.label, []).append(Done(planned, seconds))
+        self.reporter.finished(plan, number, planned, seconds)
+
+    def note(self, plan: DiskPlan, text: str) -> None:
+        self.reporter.note(plan, text)

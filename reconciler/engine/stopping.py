@@ -9,16 +9,32 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """Whether somebody has asked to stop."""
+    """
+    Whether somebody has asked to stop.
+
+    Attributes:
+        signal: The one that asked first; None: nobody has asked.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
 
-    def ask(self) -> None:
-        """Ask; raises KeyboardInterrupt the second time."""
+    @property
+    def asked(self) -> bool:
+        return self.signal is not None
+
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """
+        Ask; the second time all tools are killed, and KeyboardInterrupt is raised.
+
+        A killed tool leaves what a power cut leaves: the next apply goes on from there.
+        """
         if self.asked:
+            from reconciler.tools import process
+
+            process.kill_all()
             raise KeyboardInterrupt
-        self.asked = True
+        self.signal = number
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Host:
             discarded ones `KEEP_DISCARDED`, merged ones not at all.
         limits: For the tools.
         allow: What `watch` does without a person.
+        specs: Spec files, or folders of them, that a plan file may be made from.
     """
 
     allowed_roots: tuple[Path, ...] | None = None
@@ -51,6 +52,7 @@ class Host:
     quarantine: int | None = None
     limits: Limits = field(default_factory=Limits)
     allow: frozenset[Act] = frozenset(("create", "merge"))
+    specs: tuple[Path, ...] = ()
 
     def keep(self, *, discarded: bool) -> int:
         """Seconds that an image is kept after it was taken away."""

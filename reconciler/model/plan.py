@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reconciler.model.image import Chain
-from reconciler.model.steps import STEPS, Step, as_data
+from reconciler.model.steps import STEPS, Need, Step, as_data, need
 
 FORMAT_VERSION = 1
 """Version of the plan file; a reader refuses any other."""
@@ -106,6 +106,16 @@ class DiskPlan:
         return sum(planned.bytes for planned in self.steps)
 
     @property
+    def needs(self) -> frozenset[Need]:
+        """What the steps that are done now need to be allowed, where nobody is asked."""
+        needed = {need(planned.step) for planned in self.now}
+        if needed and self.restore_points.discarded:
+            needed.add("discard")
+        if needed and self.restart:
+            needed.add("restart")
+        return frozenset(needed)
+
+    @property
     def now(self) -> tuple[PlannedStep, ...]:
         """The steps that are done now; the others wait for the domain to be off."""
         return tuple(planned for planned in self.steps if planned.deferred is None)
@@ -158,15 +168,20 @@ def summary(disks: Iterable[DiskPlan]) -> dict[str, int]:
     ``resize``, ``repair`` and ``forget`` are there when there are any.
     """
     disks = tuple(disks)
-    planned = [one for disk in disks for one in disk.steps]
-    count = Counter(one.step.action for one in planned)
+    numbers = count(one for disk in disks for one in disk.steps)
+    return {**numbers, "errors": sum(disk.error is not None for disk in disks)}
+
+
+def count(planned: Iterable[PlannedStep]) -> dict[str, int]:
+    """The same of single steps, without errors."""
+    planned = tuple(planned)
+    kinds = Counter(one.step.action for one in planned)
     always = ("create", "commit", "pull", "rebase", "rename", "attach", "remove")
-    actions = [kind.action for kind in STEPS if kind.action in always or count[kind.action]]
+    actions = [kind.action for kind in STEPS if kind.action in always or kinds[kind.action]]
     return {
-        **{action: count[action] for action in actions},
+        **{action: kinds[action] for action in actions},
         "bytes_to_copy": sum(one.bytes for one in planned),
         "deferred": sum(one.deferred is not None for one in planned),
-        "errors": sum(disk.error is not None for disk in disks),
     }
 
 

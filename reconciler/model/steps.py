@@ -1,11 +1,20 @@
-"""The steps of a plan, and what each does to a chain."""
+"""
+The steps of a plan, and what each does to a chain.
+
+Each kind of step says itself, beside its `action`:
+
+* `needs`: what has to be allowed before it happens without a person.
+* `rewrites`: the fields that name images whose data it writes in place.
+* `copies`: True: it is there to move data, and a plan shows how much, even none.
+"""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, assert_never
+from typing import Any, ClassVar, Literal, assert_never
 
+from reconciler.model.host import ACTS, Act
 from reconciler.model.image import Chain, Format, Image, short_name
 
 
@@ -22,6 +31,9 @@ class Create:
     """
 
     action: ClassVar[str] = "create"
+    needs: ClassVar[Act] = "create"
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[bool] = False
     image: Path
     backing: Path | None
     format: Format
@@ -45,6 +57,9 @@ class Commit:
     """
 
     action: ClassVar[str] = "commit"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ("base",)
+    copies: ClassVar[bool] = True
     top: Path
     base: Path
     relink: bool = True
@@ -58,6 +73,9 @@ class Pull:
     """Data above *base* moves up into *into*, which stands on *base* afterwards."""
 
     action: ClassVar[str] = "pull"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ("into",)
+    copies: ClassVar[bool] = True
     into: Path
     base: Path | None
 
@@ -76,6 +94,9 @@ class Rebase:
     """
 
     action: ClassVar[str] = "rebase"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ("image",)
+    copies: ClassVar[bool] = False
     image: Path
     backing: Path
 
@@ -94,6 +115,9 @@ class Rename:
     """
 
     action: ClassVar[str] = "rename"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[bool] = False
     source: Path
     target: Path
     link: bool = False
@@ -107,6 +131,9 @@ class Resize:
     """*image* grows to *size* bytes; the new part reads as zeroes."""
 
     action: ClassVar[str] = "resize"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ("image",)
+    copies: ClassVar[bool] = False
     image: Path
     size: int
 
@@ -119,6 +146,9 @@ class Repair:
     """The reference counts of *image*, which was not closed cleanly, are made right again."""
 
     action: ClassVar[str] = "repair"
+    needs: ClassVar[Need] = "merge"
+    rewrites: ClassVar[bool] = True
+    copies: ClassVar[bool] = False
     image: Path
 
     def __str__(self) -> str:
@@ -130,6 +160,9 @@ class Attach:
     """*image* is active from now on; images above it are off the chain."""
 
     action: ClassVar[str] = "attach"
+    needs: ClassVar[Act] = "create"
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[bool] = False
     image: Path
 
     def __str__(self) -> str:
@@ -141,6 +174,9 @@ class Forget:
     """libvirt's metadata of *snapshot*, which is gone, is dropped."""
 
     action: ClassVar[str] = "forget"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[bool] = False
     snapshot: str
 
     def __str__(self) -> str:
@@ -152,6 +188,9 @@ class Remove:
     """The file *image*, which is off the chain and stands under nothing, is unlinked."""
 
     action: ClassVar[str] = "remove"
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ()
+    copies: ClassVar[bool] = False
     image: Path
 
     def __str__(self) -> str:
@@ -258,6 +297,21 @@ def touched(step: Step) -> tuple[Path, ...]:
             return ()
         case _:
             assert_never(step)
+
+
+def rewritten(step: Step) -> tuple[Path, ...]:
+    """Images whose data *step* writes in place: from then on they are no longer untouched."""
+    return tuple(getattr(step, name) for name in step.rewrites)
+
+
+Need = Act | Literal["person"]
+"""What a step needs: an act that a host may allow, or a person, which none can."""
+
+
+def need(step: object) -> Need:
+    """What has to be allowed for *step*; a kind that says nothing needs a person."""
+    known: Need = getattr(type(step), "needs", "person")
+    return known if known in ACTS else "person"
 
 
 def active_after(active: Path | None, step: Step) -> Path | None:

@@ -116,6 +116,7 @@ def _host(document: Document) -> Host:
             output=_size(document, "output", limits, default.limits.output),
         ),
         allow=frozenset(data.get("allow", default.allow)),
+        specs=tuple(Path(spec) for spec in data.get("specs", ())),
     )
 
 

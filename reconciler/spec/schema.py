@@ -44,6 +44,7 @@ FORMS = {
     "allowed_roots": 'absolute folders, such as allowed_roots = ["/var/lib/libvirt/images"]',
     "max_drops": "a number, such as max_drops = 10",
     "allow": 'a list of "create", "merge", "discard", "restart"',
+    "specs": 'absolute files or folders, such as specs = ["/etc/virt-chain/specs"]',
     "quarantine": 'how long, such as quarantine = "7d", or "0"',
     "limits": 'a table, such as [limits] with memory = "4G"',
     "memory": 'bytes or a string such as "4G"',
@@ -217,8 +218,8 @@ def _form(path: KeyPath) -> str:
     match path:
         case (*_, "chain", int()):
             return "entry"
-        case ("allowed_roots", int()):
-            return "allowed_roots"
+        case ("allowed_roots" | "specs" as key, int()):
+            return str(key)
         case (*_, int()):
             return "name"
         case ("domains", _):

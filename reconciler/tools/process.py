@@ -63,6 +63,20 @@ Child = subprocess.Popen[bytes]
 """A started program."""
 
 
+_running: set[Child] = set()
+_killed = False
+
+
+def kill_all() -> None:
+    """Kill every program that was started, with its children; from now on none is started."""
+    global _killed
+    _killed = True
+    for child in tuple(_running):
+        if child.poll() is None:
+            with suppress(OSError):
+                os.killpg(child.pid, signal.SIGKILL)  # it leads a session of its own
+
+
 _limits = Limits()
 
 
@@ -95,6 +109,8 @@ def start(
         ToolFailed: The program is not installed.
     """
     words = [os.fspath(word) for word in argv]
+    if _killed:
+        raise ToolFailed(words, 1, "it was not started: everything ends at once")
     log.debug("run %s", words)
     as_user: dict[str, Any] = {}
     if user is not None:
@@ -121,6 +137,10 @@ def start(
         raise ToolFailed(words, 127, missing) from error
     except OSError as error:
         raise ToolFailed(words, 126, f"{words[0]} cannot be started: {error.strerror}") from error
+    _running.difference_update([one for one in tuple(_running) if one.returncode is not None])
+    _running.add(child)
+    if _killed:  # meanwhile
+        kill_all()
     _bound(child.pid, reads=reads)
     return child
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from reconciler.model.errors import Busy, ReconcilerError, StaleChain, StateError
+from reconciler.tools.decoding import decoded, moment
 from reconciler.watch.store import Data, Store
 
 HOLDS = "holds.json"
@@ -73,30 +74,41 @@ class Holds:
 
     def add(self, hold: Hold) -> None:
         """Hold from now on; another hold on the same is replaced."""
-        self._store.change(lambda data: _without(data, {hold.label}, asdict(hold)))
+        _without(self._store, {hold.label}, hold)
 
     def release(self, label: str) -> list[Hold]:
         """Let go of *label*, and of the disks of a domain *label*; what was held."""
         gone = [one for one in self.all() if one.label == label or _domain(one.label) == label]
         if gone:
-            self._store.change(lambda data: _without(data, {one.label for one in gone}))
+            _without(self._store, {one.label for one in gone})
         return gone
 
 
+@dataclass(frozen=True, slots=True)
+class _HoldsFile:
+    holds: tuple[Hold, ...] = ()
+
+
 def _holds(store: Store) -> Iterable[Hold]:
-    for one in store.read().get("holds", ()):
-        try:
-            hold = Hold(**one)
-            over = hold.until is not None and datetime.fromisoformat(hold.until) <= _now()
-        except (TypeError, ValueError) as error:
-            raise StateError(f"{store.path} is damaged ({error}); {store.way_out}") from error
-        if not over:
-            yield hold
+    data = store.read()
+    if not data:
+        return
+    try:
+        for hold in decoded(_HoldsFile, data).holds:
+            if hold.until is None or moment(hold.until) > _now():
+                yield hold
+    except ValueError as error:
+        raise StateError(f"{store.path} is damaged ({error}); {store.way_out}") from error
 
 
-def _without(data: Data, labels: set[str], *new: Data) -> Data:
-    left = [one for one in data.get("holds", ()) if one["label"] not in labels]
-    return {"holds": [*left, *new]}
+def _without(store: Store, labels: set[str], *new: Hold) -> None:
+    """Replace all holds on *labels* by *new*; those that have run out go, too."""
+
+    def change(_: Data) -> Data:
+        left = [one for one in _holds(store) if one.label not in labels]
+        return {"holds": [asdict(one) for one in (*left, *new)]}
+
+    store.change(change)
 
 
 def _domain(label: str) -> str:
@@ -121,7 +133,7 @@ class Suspension:
 
     @property
     def end(self) -> datetime:
-        return datetime.fromisoformat(self.until)
+        return moment(self.until)
 
     @property
     def text(self) -> str:
@@ -147,10 +159,16 @@ class Suspensions:
         Raises:
             StateError: The file cannot be read.
         """
+        data = self._store.read()
+        if not data:
+            return {}
         try:
-            return {label: Suspension(**one) for label, one in self._store.read().items()}
-        except TypeError as error:
+            found = decoded(dict[str, Suspension], data)
+            for one in found.values():
+                moment(one.until)
+        except ValueError as error:
             raise StateError(f"{self._store.path} is damaged ({error}); remove it") from error
+        return found
 
     def active(self, label: str, spec: str) -> Suspension | None:
         """The suspension of a disk whose spec is still the one that failed; None: it is tried."""

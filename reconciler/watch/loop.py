@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop, handling
@@ -138,8 +138,8 @@ class Loop:
     def _signals(self) -> AbstractContextManager[None]:
         """SIGHUP: a pass now.  SIGTERM and SIGINT: stop at the next safe point."""
 
-        def stop(*_: object) -> None:
-            self.stop.ask()
+        def stop(*words: Any) -> None:
+            self.stop.ask(words[0])
             self._trigger.fire("asked to stop")
 
         def pass_now(*_: object) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.engine.applying import Applier, Options, Reporter
+from reconciler.engine.gate import Admitted, Gate
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
 from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
@@ -26,19 +27,7 @@ from reconciler.engine.state import StateFolder, file_name
 from reconciler.engine.tasks import Look
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import ReconcilerError, SpecError, Stopped
-from reconciler.model.host import ACTS, Act, Host
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep
-from reconciler.model.steps import (
-    Attach,
-    Commit,
-    Create,
-    Pull,
-    Rebase,
-    Remove,
-    Rename,
-    Repair,
-    Resize,
-)
 from reconciler.tools.lookups import Evidence, Lookups, Memory, is_settled
 from reconciler.watch.holds import Holds, Suspensions
 from reconciler.watch.metrics import Metrics
@@ -72,28 +61,6 @@ class Asked:
     interval: float
     jobs: int = 1
     dry_run: bool = False
-
-
-def needs(plan: DiskPlan, *, finishing: bool) -> frozenset[Act]:
-    """
-    What the steps of *plan* that are done now need to be allowed.
-
-    Args:
-        finishing: They finish what was interrupted: somebody has allowed that.
-    """
-    if finishing:
-        return frozenset()
-    found: set[Act] = set()
-    if plan.now and plan.restore_points.discarded:
-        found.add("discard")
-    if plan.now and plan.restart:
-        found.add("restart")
-    for one in plan.now:
-        if isinstance(one.step, Create | Attach):
-            found.add("create")
-        elif isinstance(one.step, Commit | Pull | Rebase | Resize | Rename | Remove | Repair):
-            found.add("merge")
-    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +97,11 @@ class Passes:
         self.holds, self.suspensions = Holds(folder), Suspensions(folder)
         self.status = StatusFile(folder)
         self.started = _stamp(datetime.now(UTC))
-        with suppress(ReconcilerError):
-            for label, disk in self.status.read().get("disks", {}).items():
-                known = {**disk, "steps": tuple(disk["steps"])}
-                self.disks[label] = DiskStatus(**known)
+        try:
+            self.disks = self.status.last()
+        except ReconcilerError as error:
+            self.voice.tell("status", f"{error} (this watch starts without it)", bad=True)
+            self.status.start_over()
 
     def run(self, connected: Callable[[Spec], None] = lambda _: None) -> None:
         """
@@ -146,8 +114,9 @@ class Passes:
         try:
             spec = self.asked.load()
             connected(spec)
+            gate = Gate(spec.host.allow, spec.host.max_drops, _too_many, doubts=False)
             for _ in range(ROUNDS):
-                if not (left := self._pass(spec)):
+                if not (left := self._pass(spec, gate)):
                     break
             for label, result in left.items():
                 self._failed(result, _digest_of(spec, label))
@@ -175,7 +144,7 @@ class Passes:
 
     # One pass
 
-    def _pass(self, spec: Spec) -> dict[str, Result]:
+    def _pass(self, spec: Spec, gate: Gate) -> dict[str, Result]:
         """
         Look, plan, decide, do.
 
@@ -196,15 +165,20 @@ class Passes:
         found: dict[str, DiskStatus] = {}
         going: list[tuple[DiskPlan, Look]] = []
         for disk, one in zip(plan.disks, looks, strict=True):
-            verdict = self._verdict(disk, one, spec.host)
+            verdict = self._verdict(disk, one)
             if verdict is None:
                 going.append((disk, one))
             else:
                 found[disk.label] = verdict
-        going = self._few_enough(going, found, spec.host)
+        admitted = gate.enter([*going, *_unrecorded(plan, looks, found)])
+        for disk, why in admitted.refused:
+            found[disk.label] = self._waiting(disk, why)
+        going = [one for one in admitted.work if one[0].now]
         self._gone(spec, found)
+        dry = self.asked.dry_run
+        what = "would be brought to its spec (--dry-run)" if dry else "is being brought to its spec"
         for disk, _ in going:
-            found[disk.label] = _status("drift", disk, "is being brought to its spec")
+            found[disk.label] = _status("drift", disk, what)
         self._save_waiting(plan, found)
         self._tell(plan, found)
         listed = [disk.label for disk in spec.disks]
@@ -212,7 +186,7 @@ class Passes:
         self.disks = {one: known[one] for one in (*listed, *found) if one in known}
         left: dict[str, Result] = {}
         if not self.asked.dry_run:
-            left = self._do(spec, [*going, *self._unrecorded(plan, looks)])
+            left = self._do(spec, admitted)
         settled = all(one.kind in ("in force", "vanished") for one in self.disks.values())
         if quiet is not None:
             evidence = {**quiet.evidence, **evidence}
@@ -236,7 +210,7 @@ class Passes:
         every = spec.disks if chosen is None else chosen
         return [disk for disk in every if known.get(disk.label) != disk]
 
-    def _verdict(self, disk: DiskPlan, found: Look, host: Host) -> DiskStatus | None:
+    def _verdict(self, disk: DiskPlan, found: Look) -> DiskStatus | None:
         """What keeps a disk from being changed now; None: nothing does."""
         if disk.error is not None or found.lost is not None:
             return _status("failing", disk, disk.error or found.lost or "")
@@ -247,31 +221,9 @@ class Passes:
             return _status("in force", disk)
         if (held := self.holds.of(disk.domain, disk.target)) is not None:
             return _status("held", disk, held.text, f"virt-chain release {held.label}")
-        lacking = needs(disk, finishing=found.resumed is not None) - host.allow
-        if lacking:
-            words = " and ".join(act for act in ACTS if act in lacking)
-            why = f"needs {words}, which the host's config does not allow without a person"
-            return self._waiting(disk, why)
-        if disk.doubts and disk.now:
-            return self._waiting(disk, "; ".join(disk.doubts))
         if suspended := self.suspensions.active(disk.label, _digest(found.desired)):
             return _status("suspended", disk, suspended.text, f"virt-chain release {disk.label}")
-        if self.asked.dry_run:
-            return _status("drift", disk, "would be brought to its spec (--dry-run)")
         return None
-
-    def _few_enough(
-        self, going: list[tuple[DiskPlan, Look]], found: dict[str, DiskStatus], host: Host
-    ) -> list[tuple[DiskPlan, Look]]:
-        """*going*, without those that drop restore points where all together drop too many."""
-        total = sum(disk.restore_points.lost for disk, _ in going)
-        if total <= host.max_drops:
-            return going
-        why = f"{total} restore points would go in one pass, and max_drops is {host.max_drops}"
-        for disk, _ in going:
-            if disk.restore_points.lost:
-                found[disk.label] = self._waiting(disk, why)
-        return [(disk, one) for disk, one in going if not disk.restore_points.lost]
 
     def _waiting(self, disk: DiskPlan, why: str) -> DiskStatus:
         return _status("waiting", disk, why, self.asked.command(self._waiting_file(disk.label)))
@@ -287,30 +239,22 @@ class Passes:
 
     # Doing, as reconciling.Listener has it
 
-    def _unrecorded(self, plan: Plan, looks: Sequence[Look]) -> list[tuple[DiskPlan, Look]]:
-        """Disks as their specs say, whose active image the state file does not have yet."""
-        found = []
-        for disk, one in zip(plan.disks, looks, strict=True):
-            active = one.chain.active.path if one.chain.active else None
-            state = one.state
-            known = state.active == active and state.applied and state.unfinished is None
-            if self.disks[disk.label].kind == "in force" and not known:
-                found.append((disk, one))
-        return found
-
-    def _do(self, spec: Spec, going: Sequence[tuple[DiskPlan, Look]]) -> dict[str, Result]:
+    def _do(self, spec: Spec, admitted: Admitted) -> dict[str, Result]:
+        going = admitted.work
         if not going:
             return {}
         if working := [disk.label for disk, _ in going if disk.now]:
             self._write_status(working)
-        plan = Plan(self.asked.sources, tuple(disk for disk, _ in going))
         reporter = _Counting(self.voice, self.metrics)
         applier = Applier(spec, self.states, self.options, reporter, self._memory)
-        reconciling = Reconciling(applier, self, once=True)
+        reconciling = Reconciling(applier, self)
         specs = {disk.label: _digest(one.desired) for disk, one in going}
         began = time.monotonic()
-        reconciling.run(plan, [one for _, one in going], self.asked.jobs)
-        reconciling.write_history()
+        try:
+            reconciling.run(admitted, self.asked.jobs)
+            reconciling.settle("applied")  # the next round looks at all again
+        finally:
+            reconciling.write_history()
         self._tell_end(reconciling.results, time.monotonic() - began)
         for disk in reconciling.left:
             self.disks[disk.label] = self._after(disk)
@@ -334,9 +278,6 @@ class Passes:
         if disk.now:
             return _status("drift", disk, "has more steps, which the next pass decides on")
         return _deferred(disk)
-
-    def again(self, plan: DiskPlan) -> None:
-        """The rest of a disk's plan is for the next pass (see `_do`)."""
 
     def reached(self, plan: DiskPlan, found: Look) -> None:
         """The chain that a disk has now."""
@@ -491,6 +432,24 @@ class _Counting:
 
     def note(self, plan: DiskPlan, text: str) -> None:
         self.voice.note(plan, text)
+
+
+def _unrecorded(
+    plan: Plan, looks: Sequence[Look], found: Mapping[str, DiskStatus]
+) -> list[tuple[DiskPlan, Look]]:
+    """Disks as their specs say, whose active image the state file does not have yet."""
+    unrecorded = []
+    for disk, one in zip(plan.disks, looks, strict=True):
+        active = one.chain.active.path if one.chain.active else None
+        state = one.state
+        known = state.active == active and state.applied and state.unfinished is None
+        if disk.label in found and found[disk.label].kind == "in force" and not known:
+            unrecorded.append((disk, one))
+    return unrecorded
+
+
+def _too_many(total: int, most: int) -> str:
+    return f"{total} restore points would go in one pass, and max_drops is {most}"
 
 
 def _status(kind: Any, disk: DiskPlan, why: str = "", command: str | None = None) -> DiskStatus:

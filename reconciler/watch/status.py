@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reconciler.engine.state import StateFolder
-from reconciler.model.errors import Busy
+from reconciler.model.errors import Busy, StateError
 from reconciler.tools import files
+from reconciler.tools.decoding import decoded
 from reconciler.watch.holds import Holds, Suspensions
 from reconciler.watch.store import Store
 
@@ -22,6 +23,7 @@ Kind = Literal[
 ]
 WARNINGS: tuple[Kind, ...] = ("waiting", "held", "deferred", "suspended", "drift")
 FREE = "was released; the next pass takes it up"
+WAY_OUT = "remove it, and the next pass of a watch writes it anew"
 LATE = 60.0
 """Seconds that a pass may be later than twice the interval."""
 
@@ -50,6 +52,22 @@ class DiskStatus:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the file holds."""
+
+    pid: int
+    started: str
+    spec: tuple[str, ...]
+    interval: float
+    dry_run: bool
+    problem: str | None
+    working: tuple[str, ...]
+    disks: dict[str, DiskStatus]
+    last_pass: str
+    next_pass: str
+
+
 @dataclass(slots=True)
 class StatusFile:
     """The file; it is replaced after a pass that changed something, else once an interval."""
@@ -58,18 +76,36 @@ class StatusFile:
     _store: Store = field(init=False)
     _last: Any = None
     _written: float = 0.0
+    _good: Any = None
 
     def __post_init__(self) -> None:
-        self._store = Store(self.folder, "watch.json", "remove it")
+        self._store = Store(self.folder, "watch.json", WAY_OUT)
 
     def read(self) -> dict[str, Any]:
         """
         What the last watch has told; empty where there was none.
 
         Raises:
-            StateError: It cannot be read.
+            StateError: It cannot be read, or is damaged.
         """
-        return self._store.read()
+        data = self._store.read()
+        if data and data != self._good:
+            try:
+                decoded(Told, data)
+            except ValueError as error:
+                raise StateError(f"{self._store.path} is damaged ({error}); {WAY_OUT}") from error
+            self._good = data
+        return data
+
+    def last(self) -> dict[str, DiskStatus]:
+        """The disks as the last watch has left them; raises what `read` does."""
+        data = self.read()
+        return decoded(Told, data).disks if data else {}
+
+    def start_over(self) -> None:
+        """Let go of a file that nobody can read: the next pass tells everything anew."""
+        with suppress(OSError):
+            self._store.path.unlink(missing_ok=True)
 
     def write(self, told: Mapping[str, Any], times: Mapping[str, Any], at_most: float) -> None:
         """Replace it where *told* is new, or *at_most* seconds after the last time."""

@@ -47,7 +47,7 @@ def save(disk: Disk) -> Path:
 
 
 def apply_file(disk: Disk, file: Path) -> Outcome:
-    return command("apply", "--state-dir", disk.state, file)
+    return command("apply", "--state-dir", disk.state, file, disk.spec_file)
 
 
 def test_a_saved_plan_is_applied_without_asking(drop: Disk) -> None:

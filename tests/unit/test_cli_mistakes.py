@@ -69,7 +69,7 @@ MISTAKES = [
         "unknown verification",
         "apply -y --verify some",
         (
-            "Usage: virt-chain apply [OPTIONS] [SPEC]... | PLANFILE\n"
+            "Usage: virt-chain apply [OPTIONS] [PLANFILE] [SPEC]...\n"
             "virt-chain: Invalid value for '--verify': 'some' is not one of "
             "'none', 'moved', 'full'.\n"
         ),

@@ -99,3 +99,17 @@ def test_only_one_module_starts_programs():
     }
 
     assert (starters, calls) == ({"process.py"}, set())
+
+
+def test_nothing_is_applied_that_no_gate_has_let_through():
+    """`Gate.enter` alone makes an Admitted, and Reconciling, which takes one, alone applies."""
+    calls = [
+        (str(file.relative_to(ROOT)), ast.unparse(node.func))
+        for file, node in nodes()
+        if isinstance(node, ast.Call)
+    ]
+
+    assert {file for file, name in calls if name.split(".")[-1] == "Admitted"} == {"engine/gate.py"}
+    assert [one for one in calls if one[1].endswith("applier.apply")] == [
+        ("engine/reconciling.py", "self.applier.apply")
+    ]

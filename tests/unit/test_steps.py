@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.model.host import ACTS
 from reconciler.model.image import Chain
 from reconciler.model.steps import (
     STEPS,
@@ -27,6 +28,7 @@ from reconciler.model.steps import (
     advance,
     as_data,
     from_data,
+    rewritten,
     touched,
 )
 from tests.notation import MIB, chain, path
@@ -283,3 +285,29 @@ NONSENSE: list[tuple[str, dict[str, Any]]] = [
 def test_what_is_no_step(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r".+"):
         from_data(data)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_every_kind_of_step_says_itself_what_it_needs_rewrites_and_copies(kind: type[Step]) -> None:
+    said = vars(kind)
+
+    assert said["needs"] in ACTS
+    assert set(said["rewrites"]) <= set(kind.__slots__)
+    assert isinstance(said["copies"], bool)
+
+
+@pytest.mark.parametrize(
+    ("step", "images"),
+    [
+        (Create(Y, B, "qcow2", SIZE), ()),
+        (Commit(X, B), (B,)),
+        (Pull(X, B), (X,)),
+        (Rebase(X, C), (X,)),
+        (Resize(X, SIZE), (X,)),
+        (Rename(P, X), ()),
+        (Remove(P), ()),
+    ],
+    ids=str,
+)
+def test_a_step_rewrites(step: Step, images: tuple[Path, ...]) -> None:
+    assert rewritten(step) == images

@@ -71,7 +71,9 @@ def test_no_edit_of_a_saved_plan_reaches_another_file(drop: Scene, saved: dict[s
         assert same == inert or not same, path
         if same:
             continue
-        outcome = bounded("apply", "--state-dir", drop.root / "state", plan)
+        outcome = bounded(
+            "apply", "--state-dir", drop.root / "state", plan, drop.root / "chain.toml"
+        )
         tried += 1
         assert outcome.code == 1, path
         assert folder_facts(drop.images) == images, path
@@ -90,7 +92,7 @@ def _disks(scene: Scene, saved: dict[str, Any]) -> Any:
 def test_a_plan_that_names_another_spec_opens_no_other_file(
     drop: Scene, saved: dict[str, Any]
 ) -> None:
-    """Its spec is read as a spec, and what it holds is not told."""
+    """It does not choose the spec: the command line does."""
     plan = drop.root / "plan.json"
     plan.write_text(json.dumps({**saved, "spec": [str(drop.canary)]}))
     before = folder_facts(drop.outside), folder_facts(drop.images)
