@@ -4,12 +4,14 @@
 SEED ?= 1
 MINUTES ?= 60
 REPORT ?= torture-report.md
+POWER_REPORT ?= power-report.jsonl
 
 help:
 	@echo "make demo    run the main job on real images, in ./demo-scratch"
 	@echo "make demo-live    the same on a guest that runs and writes (TCG, no daemon)"
 	@echo "make test    ruff, mypy and all tests"
-	@echo "make torture   break offline runs for MINUTES from SEED; adds a section to REPORT"
+	@echo "make torture   break offline runs, then cut the power, for MINUTES each from SEED, then"
+	@echo "               kill live runs at every step; findings and figures go to REPORT and POWER_REPORT"
 	@echo "make bench   measure against the plain tools; writes bench-results.md"
 	@echo "make clean   remove .venv and scratch folders"
 
@@ -30,7 +32,11 @@ test:
 
 torture:
 	@scripts/setup dev
-	.venv/bin/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --report $(REPORT)
+	failed=0; \
+	.venv/bin/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --report $(REPORT) || failed=1; \
+	.venv/bin/python -m tests.faults.power --seed $(SEED) --minutes $(MINUTES) --report $(POWER_REPORT) || failed=1; \
+	VIRT_CHAIN_EVERY_KILL=1 .venv/bin/python -m pytest tests/guests/test_interruptions.py || failed=1; \
+	exit $$failed
 
 bench:
 	@scripts/setup dev
