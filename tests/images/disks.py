@@ -219,6 +219,7 @@ def command(*words: str | Path) -> Outcome:
 
 def process(
     *words: str | Path,
+    environment: Mapping[str, str] | None = None,
     umask: int | None = None,
     limits: Mapping[int, int] | None = None,
     tracer: Sequence[str] = (),
@@ -232,15 +233,17 @@ def process(
     0.3 s of a processor; else it is forked.
 
     Args:
-        umask, limits: As `forked.run` has them.
+        environment, umask, limits: As `forked.run` has them.
         tracer: A program and its words that start the command.
         timeout: In seconds.
         options: As `subprocess.run` has them.
     """
     if not tracer and not options:
-        ended = forked.run(words, umask=umask, limits=limits, timeout=timeout)
+        ended = forked.run(
+            words, environment=environment, umask=umask, limits=limits, timeout=timeout
+        )
         return Outcome(ended.returncode, ended.stdout, ended.stderr)
-    assert (umask, limits) == (None, None), "they are for a fork"
+    assert (environment, umask, limits) == (None, None, None), "they are for a fork"
     ended = subprocess.run(
         [*tracer, EXECUTABLE, *map(os.fspath, words)],
         capture_output=True,

@@ -423,7 +423,7 @@ exit $code
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_process_is_killed_around_every_qemu_img(disk: Disk, when: str) -> None:
-    """A real SIGKILL of the real command, before or after the n-th qemu-img."""
+    """A real SIGKILL of a process of its own, before or after the n-th qemu-img."""
     case = DROP
     case.prepare(disk)
     disk.save()
@@ -445,7 +445,7 @@ def test_the_process_is_killed_around_every_qemu_img(disk: Disk, when: str) -> N
             "--state-dir",
             disk.state,
             disk.spec_file,
-            env={**os.environ, "PATH": path},
+            environment={**os.environ, "PATH": path},
         )
         if outcome.code == 0:
             break
