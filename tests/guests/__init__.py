@@ -1,7 +1,8 @@
 """
 Real QEMU guests that bear witness of their disks.
 
-A guest boots in about three seconds without hardware virtualisation.  Its only
+A guest boots in about three seconds without hardware virtualisation; `World.boot`
+restores one that had booted (``warm.py``), and `World.start` boots it.  Its only
 program (``witness.c``) writes numbered records and says on the serial console
 which of them are durable, so a test knows what each disk has to read::
 

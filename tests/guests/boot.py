@@ -61,10 +61,13 @@ class Boot:
     Attributes:
         kernel: Debian's cloud kernel as it is installed.
         initrd: The witness and the kernel modules it loads.
+        saved: Folder that keeps guests which have booted it, see `tests.guests.warm`;
+            None: each start boots it.
     """
 
     kernel: Path
     initrd: Path
+    saved: Path | None = None
 
 
 def build_boot(cache: Path) -> Boot:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ CACHE = Path(tempfile.gettempdir()) / f"virt-chain-guests-{os.geteuid()}"
 
 @pytest.fixture(scope="session")
 def guest_boot() -> Boot:
-    return build_boot(CACHE)
+    return replace(build_boot(CACHE), saved=CACHE / "saved")
 
 
 @pytest.fixture

@@ -84,6 +84,14 @@ def managed_save(connection: Any, name: str) -> None:
     connection.lookupByName(name).managedSave()
 
 
+def save(connection: Any, name: str, path: str) -> None:
+    connection.lookupByName(name).save(path)
+
+
+def restore(connection: Any, path: str) -> None:
+    connection.restore(path)
+
+
 def has_managed_save(connection: Any, name: str) -> bool:
     return bool(connection.lookupByName(name).hasManagedSaveImage())
 
@@ -186,9 +194,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     call.__name__: call
     for call in (
         define, start, destroy, suspend, resume, shutdown, wait_off, undefine, managed_save,
-        has_managed_save, xml, state, domains, create_snapshot, snapshots, delete_snapshot,
-        active_in_qemu, job, start_pull, start_commit, set_speed, abort_job, attach_disk,
-        detach_disk,
+        save, restore, has_managed_save, xml, state, domains, create_snapshot, snapshots,
+        delete_snapshot, active_in_qemu, job, start_pull, start_commit, set_speed, abort_job,
+        attach_disk, detach_disk,
     )
 }  # fmt: skip
 

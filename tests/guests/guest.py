@@ -83,11 +83,19 @@ class Guest:
     def wait_booted(self, seconds: float = 60) -> dict[str, Verdict]:
         """Wait until every disk was verified at boot; returns what the guest found."""
 
-        def booted() -> dict[str, Verdict] | None:
-            found = self.boot_verdicts()
-            return found if len(found) == len(self.disks) else None
+        return self._wait(self._booted, "verdict on every disk", seconds)
 
-        return self._wait(booted, "verdict on every disk", seconds)
+    def wait_ready(self, seconds: float = 60) -> None:
+        """Wait until it has booted and waits for :meth:`open_disks`."""
+        self._wait(lambda: "C" in self.lines() or None, "word that it has booted", seconds)
+
+    def open_disks(self, seconds: float = 60) -> dict[str, Verdict]:
+        """A guest that waits opens its disks; what it found, as :meth:`wait_booted`."""
+        return self._ask("open", lambda _: self._booted(), seconds)
+
+    def _booted(self) -> dict[str, Verdict] | None:
+        found = self.boot_verdicts()
+        return found if len(found) == len(self.disks) else None
 
     def boot_verdicts(self) -> dict[str, Verdict]:
         """By disk: what the guest found at its last boot before it wrote."""

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,7 +53,8 @@ class Daemon(World):
     """Guests of a libvirtd that is started, killed and started again."""
 
     def __init__(self, root: Path, boot: Boot, cache: Path) -> None:
-        super().__init__(root, boot, cache)
+        # another user could not read the saved guests
+        super().__init__(root, replace(boot, saved=None), cache)
         self.uri = f"qemu+unix:///session?socket={root}/run/libvirt/libvirt-sock"
         self._daemon: subprocess.Popen[bytes] | None = None
         configuration = root / "config" / "libvirt"

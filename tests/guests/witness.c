@@ -9,8 +9,10 @@
  *   witness.region=16M     the ring's size, rounded down to a power of two and to the disk
  *   witness.pause_ms=10    pause after each record
  *   witness.mode=write     or read: verify one record after the other
+ *   witness.wait=0         1: do not open the disks before a line comes on the console
  *
  * Lines on the serial console (us: microseconds of the write and its fdatasync):
+ *   C                      booted, and waits for a line (witness.wait=1)
  *   B vda ok 17            at boot: all records up to 17 are there; numbers go on at 18
  *   B vda bad 3 want=17 got=1 count=2    slot 3 is wrong, 2 slots are; the disk stays as it is
  *   W vda 18 913us         record 18 is durable
@@ -64,7 +66,7 @@ struct disk {
 };
 
 static struct disk disks[DISKS];
-static int disk_count, console = -1, read_only;
+static int disk_count, console = -1, read_only, wait_first;
 static volatile int held;
 static uint64_t region = 16 << 20;
 static long pause_ms = 10;
@@ -366,6 +368,18 @@ static void read_options(void)
         pause_ms = atol(value);
     if ((value = option(line, "witness.mode")))
         read_only = !strcmp(value, "read");
+    if ((value = option(line, "witness.wait")))
+        wait_first = atol(value);
+}
+
+/* Everything after this is as after a boot, though the guest may have been saved meanwhile. */
+static void wait_for_a_line(void)
+{
+    char byte = 0;
+    say("C\n");
+    while (byte != '\n')
+        if (read(console, &byte, 1) != 1)
+            byte = 0;
 }
 
 int main(void)
@@ -382,6 +396,8 @@ int main(void)
     read_options();
     load_modules();
     open_console();
+    if (wait_first)
+        wait_for_a_line();
     for (char letter = 'a'; letter < 'a' + DISKS; letter++)
         start_disk(letter);
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.guests import warm
 from tests.guests.boot import Boot
 from tests.guests.domain_xml import DiskSource, Witness, domain_xml
 from tests.guests.guest import Guest
@@ -104,11 +107,42 @@ class World:
         self._call("define", xml=xml)
 
     def boot(self, name: str, seconds: float = 60) -> Guest:
-        """Start a defined guest and wait until it has looked at its disks."""
-        self.start(name)
+        """
+        Start a defined guest and wait until it has looked at its disks.
+
+        Its kernel has booted before, see `tests.guests.warm`; :meth:`start` boots it.
+        """
         guest = self._guests[name]
-        guest.wait_booted(seconds)
+        if self._boot.saved is None:
+            self.start(name)
+            guest.wait_booted(seconds)
+            return guest
+        xml = self.xml(name, inactive=True)
+        shaped = warm.shape(xml)
+        template = warm.saved(
+            self._boot.saved, shaped, lambda path: self._make_template(xml, shaped[1], path)
+        )
+        mine = self.root / f"{name}.save"
+        warm.write_as(template, xml, mine)
+        guest.note_start()
+        self._call("restore", path=str(mine))
+        mine.unlink()
+        guest.open_disks(seconds)
         return guest
+
+    def _make_template(self, xml: str, sizes: Sequence[int], path: Path) -> None:
+        """Boot a guest like *xml* on blank images in a root of its own, and save it."""
+        root = Path(tempfile.mkdtemp(prefix="vc"))
+        world = World(root, self._boot, self._cache)
+        try:
+            made, guest = warm.on_blank_images(xml, sizes, root)
+            world.define_xml(made)
+            world.start(guest.name)
+            guest.wait_ready()
+            world._call("save", name=guest.name, path=str(path))
+        finally:
+            world.close()
+            shutil.rmtree(root, ignore_errors=True)
 
     def start(self, name: str, flags: int = 0) -> None:
         """Start a domain; :meth:`boot` waits for its program too."""
