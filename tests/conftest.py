@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,33 @@ build_once()
 # a pause of a busy machine is no finding
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
+
+
+def _as_good_as_a_disk(folder: Path) -> bool:
+    """
+    Whether *folder* has room, and all of a filesystem that tests rely on.
+
+    Those are birth times, extended attributes and O_DIRECT, which a tmpfs has in
+    newer kernels only.
+    """
+    try:
+        if shutil.disk_usage(folder).free < _ROOM:
+            return False
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            os.setxattr(file.name, "user.test", b"1")
+            os.close(os.open(file.name, os.O_RDWR | os.O_DIRECT))
+            argv = ["stat", "--format=%W", file.name]
+            born = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+            return int(born) > 0
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return False
+
+
+_ROOM = 2 * 1024**3
+if _as_good_as_a_disk(Path("/dev/shm")):
+    # the folders of tests lie in memory, where an fsync costs nothing; what the
+    # power takes is tried on real filesystems in tests/faults
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 _config = Path(tempfile.mkdtemp(prefix="virt-chain-tests-")) / "config.toml"
 _config.touch(mode=0o600)
 os.environ["VIRT_CHAIN_CONFIG"] = str(_config)
