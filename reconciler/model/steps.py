@@ -146,8 +146,8 @@ class Repair:
     """The reference counts of *image*, which was not closed cleanly, are made right again."""
 
     action: ClassVar[str] = "repair"
-    needs: ClassVar[Need] = "merge"
-    rewrites: ClassVar[bool] = True
+    needs: ClassVar[Act] = "merge"
+    rewrites: ClassVar[tuple[str, ...]] = ("image",)
     copies: ClassVar[bool] = False
     image: Path
 

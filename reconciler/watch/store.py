@@ -55,7 +55,7 @@ class Store:
             return lookups.read(lookups.real(str(self.path)), _parse)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StateError(f"{self.path} cannot be read ({error}); {self.way_out}") from error
 
     def change(self, change: Callable[[Data], Data]) -> None:

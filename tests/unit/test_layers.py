@@ -36,7 +36,7 @@ HOMES = {
     "fcntl": {"tools"},
     "watchdog": {"watch"},
     "prometheus_client": {"watch"},
-    "cattrs": {"engine"},
+    "cattrs": {"tools"},
 }
 
 
