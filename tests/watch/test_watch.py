@@ -259,6 +259,15 @@ def test_the_host_says_what_happens_alone(watcher: Watcher, config: str, kind: s
     assert there == (kind == "waiting")
 
 
+def test_names_that_look_mistyped_wait_for_a_person(watcher: Watcher) -> None:
+    watcher.start()
+    watcher.disk.spec("b <- one <- two", templates=["b"])
+    found = watcher.wait_for("waiting")
+
+    assert "ARE THESE NAMES RIGHT? one.qcow2, two.qcow2 do not exist" in found["why"]
+    assert {name: view(watcher.disk.path(name)) for name in "bpqx"} == watcher.disk.golden
+
+
 def test_discard_is_done_where_the_host_allows_it(watcher: Watcher) -> None:
     path = watcher.disk.root / "config.toml"
     path.write_text('allow = ["create", "merge", "discard"]')
