@@ -23,7 +23,7 @@ def folder_at(folder: str, name: str) -> Path:
 
 def at_home(name: str) -> str:
     """*name* with a ``~`` at its start replaced by the folder it stands for, if it is known."""
-    return os.path.expanduser(name)
+    return os.path.expanduser(name) if name[:1] == "~" else name
 
 
 def is_homeless(name: str) -> bool:
