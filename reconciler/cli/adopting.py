@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import typer
@@ -11,10 +10,9 @@ import typer
 from reconciler.cli.naming import printable
 from reconciler.engine.adopting import Adoption, carry_out, consider
 from reconciler.engine.applying import PATIENCE
-from reconciler.engine.state import StateFolder
+from reconciler.engine.state import StateFolder, waiting
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import Mistake
-from reconciler.tools import files
 
 
 def adopt(
@@ -31,7 +29,7 @@ def adopt(
         if not sys.stdin.isatty():
             raise Mistake("stdin is not a terminal; use -y to adopt without confirmation")
         typer.confirm("Adopt this?", abort=True, err=True)
-    carry_out(adoption, spec, states, _wait)
+    carry_out(adoption, spec, states, waiting(PATIENCE))
     typer.echo("Adopted. See what is left to do with: virt-chain plan")
 
 
@@ -48,7 +46,3 @@ def _path(image: str, disk: DesiredDisk) -> Path:
         if path.exists():
             return path
     raise Mistake(f"{image} does not exist, neither here nor in {disk.directory}")
-
-
-def _wait(path: Path, what: str) -> AbstractContextManager[None]:
-    return files.locked_within(path, what, PATIENCE)

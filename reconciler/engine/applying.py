@@ -28,7 +28,7 @@ from reconciler.engine.disk_state import (
     now,
 )
 from reconciler.engine.looking import look
-from reconciler.engine.state import Session, StateFolder
+from reconciler.engine.state import Session, StateFolder, waiting
 from reconciler.engine.survey import Survey
 from reconciler.engine.tasks import Look
 from reconciler.model.desired import Spec
@@ -255,7 +255,7 @@ class Applier:
             yield sessions
 
     def _wait_for(self, path: Path, what: str) -> AbstractContextManager[None]:
-        return files.locked_within(path, what, self.options.patience, self.go_on)
+        return waiting(self.options.patience, self.go_on)(path, what)
 
 
 def settled_state(state: DiskState, chain: Chain) -> DiskState:

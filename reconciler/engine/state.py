@@ -36,6 +36,16 @@ Waiting = Callable[[Path, str], AbstractContextManager[None]]
 """Holds the lock on a file, once whoever has it releases it; the text tells what is locked."""
 
 
+def waiting(seconds: float, meanwhile: Callable[[], None] = lambda: None) -> Waiting:
+    """
+    Waits at most so many *seconds* for a lock.
+
+    Args:
+        meanwhile: Called before each try; what it raises ends the waiting.
+    """
+    return lambda path, what: files.locked_within(path, what, seconds, meanwhile)
+
+
 def default_folder(environment: Mapping[str, str] | None = None) -> Path:
     """The state directory where no option names one."""
     environment = os.environ if environment is None else environment

@@ -164,6 +164,12 @@ class Roots:
             known = self._known[folder] = any(one in self._folders for one in _upwards(folder))
         return known or name in self._folders
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Roots) and self._folders == other._folders
+
+    def __hash__(self) -> int:
+        return hash(self._folders)
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._folders))
 

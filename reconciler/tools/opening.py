@@ -35,6 +35,8 @@ def open_resolved(name: str) -> int:
             regular file (EINVAL).
     """
     found = os.lstat(name)
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     if not stat.S_ISREG(found.st_mode):  # opening a device or a pipe may have effects
         raise OSError(errno.EINVAL, "not a regular file", name)
     descriptor = _opened(name)

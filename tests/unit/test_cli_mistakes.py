@@ -270,7 +270,7 @@ def test_a_damaged_state_file_is_told(capsys, folder):
 
     code, out, _ = call(capsys, "plan")
 
-    assert (code, "its version is 7, this program has 1" in out) == (1, True)
+    assert (code, "its version is 7, this program has 2" in out) == (1, True)
 
 
 COMMANDS = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli import naming, progress, report, tree
-from reconciler.engine.looking import Look
-from reconciler.engine.state import DiskState
+from reconciler.engine.disk_state import DiskState
+from reconciler.engine.tasks import Look
 from reconciler.model.desired import DesiredDisk, Entry, Location
 from reconciler.model.image import Chain, Image
 from reconciler.model.plan import DiskPlan, Plan, PlannedStep, RestorePoints

@@ -13,6 +13,8 @@ import pytest
 from reconciler.model.errors import ObserveError, ToolFailed
 from reconciler.model.image import Chain, Identity, Image
 from reconciler.tools import images
+from reconciler.tools.lookups import Lookups
+from reconciler.tools.overlays import scan
 
 MIB = 1024 * 1024
 
@@ -386,11 +388,11 @@ def test_a_scan_finds_overlays_of_any_name_and_passes_over_the_rest(tmp_path):
     (one / "folder.qcow2").mkdir()
     (two / "link").symlink_to(overlays[0])
 
-    found = images.scan([one, two, tmp_path / "missing"], images.Trust())
+    found = scan([one, two, tmp_path / "missing"], images.Trust(), Lookups())
 
-    assert found.of(images.identity(base)) == tuple(sorted(overlays))
-    assert found.of(images.identity(other)) == (on_raw,)
-    assert all(found.of(images.identity(one)) == () for one in overlays)
+    assert found.ordered(images.identity(base)) == tuple(sorted(overlays))
+    assert found.ordered(images.identity(other)) == (on_raw,)
+    assert all(found.ordered(images.identity(one)) == () for one in overlays)
 
 
 def test_a_scan_passes_over_a_hostile_name(tmp_path):
@@ -399,7 +401,9 @@ def test_a_scan_passes_over_a_hostile_name(tmp_path):
     create(tmp_path / "long", "/" + "x" * 1000, "raw")
     create(tmp_path / "half", 'json:{"driver":"qcow2","file.filename":"/\\ud800"}')
 
-    assert images.scan([tmp_path], images.Trust()).of(images.identity(base)) == (mon,)
+    found = scan([tmp_path], images.Trust(), Lookups())
+
+    assert found.ordered(images.identity(base)) == (mon,)
 
 
 def test_a_file_has_an_identity_under_every_name(tmp_path):

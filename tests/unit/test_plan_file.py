@@ -81,6 +81,7 @@ def disk(target: str = "vda", **facts: Any) -> DiskPlan:
         restore_points=RestorePoints((path("b"),), (path("p"),), (path("q"),)),
         fingerprint="sha256:0123",
         notes=("b stays on disk",),
+        warnings=("b was written to",),
     )
     return replace(made, **facts)
 
@@ -135,6 +136,7 @@ def test_a_plan_file_is_what_the_design_says():
                                 "deferred": "it runs",
                             }
                         ],
+                        "warnings": ["b was written to"],
                         "notes": ["b stays on disk"],
                         "error": None,
                     }

@@ -948,7 +948,7 @@ REFUSALS = [
             "commit x down into q needs 6.0 MiB in /images, where 1.0 MiB are free "
             "(images are removed last)"
         ),
-        "free some room, or merge fewer images at once",
+        "free some room (virt-chain gc --all empties the quarantine), or merge less",
     ),
     (
         "too little room for two merges at once",
@@ -959,7 +959,7 @@ REFUSALS = [
             "commit x down into r needs 20.2 MiB in /images, where 16 MiB are free (images are "
             "removed last)"
         ),
-        "free some room, or merge fewer images at once",
+        "free some room (virt-chain gc --all empties the quarantine), or merge less",
     ),
     (
         "a smaller size on a restore point",

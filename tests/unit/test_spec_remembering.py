@@ -72,7 +72,9 @@ def said(loading: Remembering | None, folder: Path) -> Spec | list[str]:
 def test_what_was_read_before_never_stands_for_what_is_written_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(lookups, "FINE_TICK", -(10**12))  # each file here is another one after an edit
+    monkeypatch.setattr(
+        lookups, "FINE_TICK", -(10**12)
+    )  # each file here is another one after an edit
     folder = Folder(tmp_path, random.Random(seed))
     loading = Remembering()
     good = bad = 0

@@ -41,6 +41,7 @@ CHAIN: dict[str, Any] = {
 }
 CONFIG: dict[str, Any] = {
     "allowed_roots": ["/srv"],
+    "specs": ["/srv/specs"],
     "max_drops": 0,
     "quarantine": "7d",
     "allow": ["create", "merge"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reconciler.engine import state
-from reconciler.engine.state import (
-    DiskState,
-    Leftover,
-    OldLink,
-    StateFolder,
-    Unfinished,
-    begun,
-    default_folder,
-)
+from reconciler.engine import disk_state
+from reconciler.engine.disk_state import DiskState, Leftover, OldLink, Unfinished, begun
+from reconciler.engine.state import Session, StateFolder, default_folder
 from reconciler.model.errors import StateError
-from reconciler.model.image import Identity
+from reconciler.model.image import FileId
 from reconciler.model.steps import (
     STEPS,
     Attach,
@@ -43,17 +37,18 @@ FULL = DiskState(
     applied="2024-05-06T07:08:09+00:00",
     unfinished=Unfinished(
         steps=(Commit(TUE, MON, relink=False), Rename(MON, TUE)),
-        remove=(Leftover(MON, Identity(1, 2), 3),),
-        links=(OldLink(TUE, "mon.qcow2", "qcow2"), OldLink(BASE, None, None)),
+        remove=(Leftover(MON, FileId(1, 2, 3, 4, 5)),),
+        links=(OldLink(TUE, "mon.qcow2", "qcow2", FileId(1, 0, 3, 4, 5)), OldLink(BASE)),
         begun="2024-05-06T07:08:10+00:00",
     ),
-    leftovers=(Leftover(Path("/images/sun.qcow2"), Identity(4, 5), 6),),
+    leftovers=(Leftover(Path("/images/sun.qcow2"), FileId(6, 7, 8, 9, 10), discarded=True),),
 )
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 paths = texts.map(lambda text: Path("/images") / text.replace("/", "_"))
 numbers = st.integers(0, 2**63 - 1)
-leftovers = st.builds(Leftover, paths, st.builds(Identity, numbers, numbers), numbers)
+file_ids = st.builds(FileId, numbers, numbers, numbers, numbers, numbers)
+leftovers = st.builds(Leftover, paths, file_ids, st.booleans())
 formats = st.sampled_from(["qcow2", "raw"])
 steps = st.one_of(
     st.builds(Create, paths, st.none() | paths, formats, numbers),
@@ -67,13 +62,15 @@ steps = st.one_of(
     st.builds(Forget, texts),
     st.builds(Remove, paths),
 )
-links = st.builds(OldLink, paths, st.none() | texts, st.none() | formats)
+links = st.builds(OldLink, paths, st.none() | texts, st.none() | formats, st.none() | file_ids)
 unfinished = st.builds(
     Unfinished,
     st.lists(steps, min_size=1, max_size=4).map(tuple),
     st.lists(leftovers, max_size=2).map(tuple),
     st.lists(links, max_size=3).map(tuple),
     st.just("2024-05-06T07:08:09+00:00"),
+    st.booleans(),
+    st.dictionaries(paths, file_ids, max_size=2),
 )
 disk_states = st.builds(
     DiskState,
@@ -81,12 +78,25 @@ disk_states = st.builds(
     st.none() | st.just("2024-05-06T07:08:09+00:00"),
     st.none() | unfinished,
     st.lists(leftovers, max_size=2).map(tuple),
+    st.dictionaries(paths, paths, max_size=2),
+    st.dictionaries(paths, file_ids, max_size=3),
+    st.none() | paths,
 )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> StateFolder:
     return StateFolder(tmp_path / "state")
+
+
+def session_of(folder: StateFolder, domain: str, target: str) -> AbstractContextManager[Session]:
+    """The session of a disk that nobody else works on."""
+    return folder.locked(domain, target, lambda *_: nullcontext())
+
+
+def write(folder: StateFolder, domain: str, target: str, said: DiskState) -> None:
+    with session_of(folder, domain, target) as session:
+        session.write(said)
 
 
 def read_again(folder: StateFolder, domain: str, target: str) -> DiskState:
@@ -99,7 +109,7 @@ def read_again(folder: StateFolder, domain: str, target: str) -> DiskState:
 )
 @given(disk_states, texts, texts)
 def test_a_state_comes_back_as_it_was_written(folder, said, domain, target):
-    folder.write(domain, target, said)
+    write(folder, domain, target, said)
 
     assert read_again(folder, domain, target) == said
 
@@ -125,7 +135,7 @@ EVERY_STEP = [
 @pytest.mark.parametrize("step", EVERY_STEP, ids=str)
 def test_an_unfinished_step_of_each_kind_comes_back(folder, step):
     said = DiskState(unfinished=Unfinished((step,), begun="now"))
-    folder.write("web", "vda", said)
+    write(folder, "web", "vda", said)
 
     assert read_again(folder, "web", "vda") == said
 
@@ -141,67 +151,76 @@ def test_a_disk_that_was_never_applied_has_an_empty_state(folder):
 
 
 def test_the_disks_of_a_domain_share_a_file(folder):
-    folder.write("web", "vda", FULL)
-    folder.write("web", "vdb", DiskState(active=BASE))
-    folder.write("db", "vda", DiskState(active=MON))
+    write(folder, "web", "vda", FULL)
+    write(folder, "web", "vdb", DiskState(active=BASE))
+    write(folder, "db", "vda", DiskState(active=MON))
 
     assert read_again(folder, "web", "vda") == FULL
     assert read_again(folder, "web", "vdb") == DiskState(active=BASE)
-    assert sorted(path.name for path in folder.folder.glob("*")) == [".lock", "db.toml", "web.toml"]
+    assert sorted(path.name for path in folder.folder.glob("*")) == [
+        ".lock",
+        "db.toml",
+        "locks",
+        "web.toml",
+    ]
 
 
 def test_another_process_loses_nothing_that_this_one_writes(folder):
     folder.disk("web", "vda")
-    StateFolder(folder.folder).write("web", "vdb", DiskState(active=BASE))
+    write(StateFolder(folder.folder), "web", "vdb", DiskState(active=BASE))
 
-    folder.write("web", "vda", DiskState(active=TUE))
+    write(folder, "web", "vda", DiskState(active=TUE))
 
     assert read_again(folder, "web", "vdb") == DiskState(active=BASE)
 
 
 def test_the_file_reads_as_a_page_for_people(folder):
-    folder.write("web", "vda", DiskState(active=TUE, applied="2024-05-06T07:08:09+00:00"))
+    write(folder, "web", "vda", DiskState(active=TUE, applied="2024-05-06T07:08:09+00:00"))
 
     text = folder.path("web").read_text()
     assert text.startswith("# Written by virt-chain: what images cannot tell, down to `# end`.")
     assert tomllib.loads(text) == {
-        "version": 1,
+        "version": 2,
         "domain": "web",
         "disks": {"vda": {"active": str(TUE), "applied": "2024-05-06T07:08:09+00:00"}},
     }
 
 
 def test_only_the_owner_reads_the_state(folder):
-    folder.write("web", "vda", FULL)
+    write(folder, "web", "vda", FULL)
 
     modes = [path.stat().st_mode & 0o777 for path in (folder.folder, folder.path("web"))]
     assert modes == [0o700, 0o600]
 
 
 def test_the_same_state_is_not_written_again(folder):
-    folder.write("web", "vda", FULL)
+    write(folder, "web", "vda", FULL)
     before = folder.path("web").stat().st_ino
 
-    folder.write("web", "vda", FULL)
+    write(folder, "web", "vda", FULL)
 
     assert folder.path("web").stat().st_ino == before
 
 
-def test_what_another_process_wrote_is_read_and_what_nobody_wrote_is_not_read_again(
-    folder, monkeypatch
-):
-    folder.write("web", "vda", FULL)
-    StateFolder(folder.folder).write("web", "vda", DiskState(active=BASE))
+def test_what_another_process_wrote_is_read(folder):
+    write(folder, "web", "vda", FULL)
+    write(StateFolder(folder.folder), "web", "vda", DiskState(active=BASE))
 
     assert folder.disk("web", "vda") == DiskState(active=BASE)
 
-    monkeypatch.setattr(state, "tomllib", None)
-    assert folder.disk("web", "vda") == DiskState(active=BASE)
+
+def test_a_session_has_the_state_of_the_moment_it_began(folder):
+    """What was read before the lock may be out of date: another apply has finished since."""
+    stale = folder.disk("web", "vda")
+    write(folder, "web", "vda", FULL)
+
+    with session_of(folder, "web", "vda") as session:
+        assert (session.state, stale) == (FULL, DiskState())
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename"])
 def test_a_failure_while_writing_leaves_the_old_file(folder, monkeypatch, call):
-    folder.write("web", "vda", FULL)
+    write(folder, "web", "vda", FULL)
     before = folder.path("web").read_bytes()
 
     def fail(*_: object) -> None:
@@ -209,12 +228,12 @@ def test_a_failure_while_writing_leaves_the_old_file(folder, monkeypatch, call):
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(StateError) as raised:
-        folder.write("web", "vda", DiskState(active=BASE))
+        write(folder, "web", "vda", DiskState(active=BASE))
     monkeypatch.undo()
 
     assert str(raised.value) == f"{folder.path('web')} cannot be written: No space left on device"
     assert (folder.path("web").read_bytes(), read_again(folder, "web", "vda")) == (before, FULL)
-    folder.write("web", "vda", DiskState(active=BASE))
+    write(folder, "web", "vda", DiskState(active=BASE))
     assert read_again(folder, "web", "vda") == DiskState(active=BASE)
 
 
@@ -223,7 +242,7 @@ def test_a_short_write_never_becomes_the_state(folder, monkeypatch):
     whole = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:10]))
     try:
-        folder.write("web", "vda", FULL)
+        write(folder, "web", "vda", FULL)
     except StateError:
         return
 
@@ -231,45 +250,65 @@ def test_a_short_write_never_becomes_the_state(folder, monkeypatch):
 
 
 def test_what_an_interrupted_write_left_is_written_over(folder):
-    folder.write("web", "vda", FULL)
+    write(folder, "web", "vda", FULL)
     path = folder.path("web")
     path.with_name(f".{path.name}.new").write_text("x" * 100_000)
 
-    folder.write("web", "vda", DiskState(active=BASE))
+    write(folder, "web", "vda", DiskState(active=BASE))
 
     assert read_again(folder, "web", "vda") == DiskState(active=BASE)
-    assert sorted(one.name for one in folder.folder.iterdir()) == [".lock", "web.toml"]
+    assert sorted(one.name for one in folder.folder.iterdir()) == [
+        ".lock",
+        "locks",
+        "web.toml",
+    ]
 
 
 DAMAGED = [
     ("no TOML", "version = ", "Invalid value (at end of document)"),
-    ("cut off", 'version = 1\n[disks.vda]\nactive = "/im', None),
-    ("empty", "", "its version is None, this program has 1"),
-    ("another version", "version = 2\n", "its version is 2, this program has 1"),
-    ("disks of another kind", "version = 1\ndisks = 5\n", None),
-    ("a disk of another kind", "version = 1\n[disks]\nvda = 5\n", None),
-    ("a path of another kind", "version = 1\n[disks.vda]\nactive = 5\n", None),
+    ("cut off", 'version = 2\n[disks.vda]\nactive = "/im', None),
+    ("empty", "", "its version is None, this program has 2"),
+    ("a newer version", "version = 3\n", "its version is 3, this program has 2"),
+    ("an older version", "version = 1\n", "its version is 1, this program has 2"),
+    ("disks of another kind", "version = 2\ndisks = 5\n", "5 is not a table at disks"),
+    ("a disk of another kind", "version = 2\n[disks]\nvda = 5\n", "5 is not a table at disks"),
+    (
+        "a path of another kind",
+        "version = 2\n[disks.vda]\nactive = 5\n",
+        "5 is not an absolute path at disks",
+    ),
+    (
+        "a key that nobody knows",
+        "version = 2\n[disks.vda]\nactif = 5\n",
+        "unknown key actif at disks",
+    ),
     (
         "no such step",
-        'version = 1\n[disks.vda.unfinished]\nsteps = [{ action = "explode" }]\n',
+        'version = 2\n[disks.vda.unfinished]\nsteps = [{ action = "explode" }]\n',
         "'explode' is no step",
     ),
     (
+        "a step with a key that nobody knows",
+        "version = 2\n[disks.vda.unfinished]\n"
+        'steps = [{ action = "remove", image = "/a", x = 1 }]\n',
+        "remove has no x",
+    ),
+    (
         "a step without its images",
-        'version = 1\n[disks.vda.unfinished]\nsteps = [{ action = "commit" }]\n',
+        'version = 2\n[disks.vda.unfinished]\nsteps = [{ action = "commit" }]\n',
         None,
     ),
     (
         "a leftover without its path",
-        "version = 1\n[[disks.vda.leftovers]]\ndevice = 1\ninode = 2\nchanged = 3\n",
-        "'path'",
+        'version = 2\n[[disks.vda.leftovers]]\nfile = "1 2 3 4 5"\n',
+        "a missing key",
     ),
     (
-        "a leftover without a number",
-        'version = 1\n[[disks.vda.leftovers]]\npath = "/a"\ndevice = "x"\ninode = 2\nchanged = 3\n',
-        None,
+        "a leftover that is nobody",
+        'version = 2\n[[disks.vda.leftovers]]\npath = "/a"\nfile = "1 2"\n',
+        "'1 2' is not inode, born, size, modified, changed of a file",
     ),
-    ("deep nesting", "version = 1\na = " + "[" * 5000 + "]" * 5000 + "\n", None),
+    ("deep nesting", "version = 2\na = " + "[" * 5000 + "]" * 5000 + "\n", None),
 ]
 
 
@@ -283,12 +322,12 @@ def test_a_damaged_file_is_told_and_kept(folder, text, why):
 
     for act in (
         lambda: folder.disk("web", "vda"),
-        lambda: folder.write("web", "vda", DiskState(active=BASE)),
+        lambda: write(folder, "web", "vda", DiskState(active=BASE)),
     ):
         with pytest.raises(StateError) as raised:
             act()
 
-        assert str(raised.value).startswith(f"{folder.path('web')} is damaged ({why or ''}")
+        assert str(raised.value).startswith(f"{folder.path('web')} cannot be used ({why or ''}")
         assert "virt-chain show" in str(raised.value)
     assert folder.path("web").read_text() == text
 
@@ -306,8 +345,8 @@ def test_a_state_directory_that_cannot_be_made_is_told(tmp_path):
     folder = StateFolder(tmp_path / "file" / "state")
 
     for act in (
-        lambda: folder.lock_file("web", "vda"),
-        lambda: folder.write("web", "vda", FULL),
+        lambda: folder.lock_file("web:vda"),
+        lambda: write(folder, "web", "vda", FULL),
     ):
         with pytest.raises(StateError, match=f"{tmp_path}/file/state.*Not a directory"):
             act()
@@ -334,7 +373,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_domain_name_leads_out_of_the_folder(folder, tmp_path, name):
-    folder.write(name, "vda", FULL)
+    write(folder, name, "vda", FULL)
     lock = folder.lock_file(name, name[:50])
 
     assert read_again(folder, name, "vda") == FULL
@@ -360,7 +399,7 @@ def test_a_long_domain_name_works_or_is_told(folder, name):
     try:
         folder.disk(name, "vda")
         folder.lock_file(name, "vda")
-        folder.write(name, "vda", FULL)
+        write(folder, name, "vda", FULL)
     except StateError:
         return
 
@@ -372,14 +411,14 @@ def test_a_locks_folder_that_cannot_be_made_is_told(folder):
     (folder.folder / "locks").touch()
 
     with pytest.raises(StateError):
-        folder.lock_file("web", "vda")
+        folder.lock_file("web:vda")
 
 
 def test_a_name_that_is_no_text_is_told(folder):
     """A backing name of other bytes than UTF-8 comes from a header with surrogates in it."""
     said = DiskState(unfinished=Unfinished((Remove(MON),), links=(OldLink(MON, "\udce9", "raw"),)))
     try:
-        folder.write("web", "vda", said)
+        write(folder, "web", "vda", said)
     except StateError:
         return
 
@@ -417,7 +456,7 @@ def test_the_default_state_directory(monkeypatch, root, environment, expected):
 
 
 def test_what_begins_is_in_flight_with_its_time(monkeypatch):
-    monkeypatch.setattr(state, "now", lambda: "2024-05-06T07:08:09+00:00")
+    monkeypatch.setattr(disk_state, "now", lambda: "2024-05-06T07:08:09+00:00")
     flight = Unfinished((Remove(MON),))
 
     assert begun(DiskState(active=TUE), flight) == DiskState(
