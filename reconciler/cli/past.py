@@ -40,13 +40,17 @@ def print_history(records: Sequence[Record]) -> None:
 
 
 def kept_as_data(done: Emptied) -> dict[str, Any]:
-    """Both lists as JSON has them."""
+    """The lists as JSON has them."""
 
     def data(one: Kept) -> dict[str, Any]:
         where = {"path": str(one.path), "was": str(one.was)}
         return {**where, "until": one.until.isoformat(), "size": one.size}
 
-    return {"removed": [data(one) for one in done.gone], "kept": [data(one) for one in done.left]}
+    return {
+        "removed": [data(one) for one in done.gone],
+        "kept": [data(one) for one in done.left],
+        "in_use": [{**data(one), "why": why} for one, why in done.used],
+    }
 
 
 def print_kept(done: Emptied, *, dry_run: bool) -> None:
@@ -57,5 +61,7 @@ def print_kept(done: Emptied, *, dry_run: bool) -> None:
     for one in done.left:
         until = one.until.isoformat(timespec="minutes")
         typer.echo(f"kept until {until}  {printable(str(one.path))}  {human_size(one.size)}")
-    if not done.gone and not done.left:
+    for one, why in done.used:
+        typer.echo(f"in use  {printable(str(one.path))}  {printable(why)}")
+    if not done.gone and not done.left and not done.used:
         typer.echo("The quarantine is empty.")

@@ -15,10 +15,11 @@ __all__ = ["Emptied", "Kept", "empty_quarantine"]
 
 @dataclass(frozen=True, slots=True)
 class Emptied:
-    """Images that went (or would), and those that stay for now."""
+    """Images that went (or would), those that stay for now, and those in use, with why."""
 
     gone: tuple[Kept, ...]
     left: tuple[Kept, ...]
+    used: tuple[tuple[Kept, str], ...] = ()
 
 
 def _folders(spec: Spec) -> set[Path]:
@@ -38,12 +39,34 @@ def empty_quarantine(spec: Spec, *, dry_run: bool, everything: bool) -> Emptied:
         dry_run: Only tell.
         everything: Also what is still to be kept.
     """
-    gone: list[Kept] = []
-    left: list[Kept] = []
+    used: list[tuple[Kept, str]] = []
     now = datetime.now(UTC)
-    for one in quarantine.kept(_folders(spec)):
-        (gone if everything or one.until <= now else left).append(one)
+    folders = _folders(spec)
+    found = tuple(quarantine.kept(folders))
+    trust = images.Trust(roots=images.allowed_roots(spec.host))
+    around = {*folders, *(one.path.parent for one in found)}
+    overlays = images.scan([folder for folder in around if folder.is_dir()], trust)
+    going = {one.path for one in found if everything or one.until <= now}
+    again = True
+    while again:  # who stands on an image may go with it, or stay
+        again = False
+        for one in [one for one in found if one.path in going]:
+            if why := _in_use(one, overlays, going):
+                used.append((one, why))
+                going.discard(one.path)
+                again = True
+    kept = {one.path for one, _ in used}
+    left = [one for one in found if one.path not in going | kept]
+    gone = [one for one in found if one.path in going]
     if not dry_run:
         for one in gone:
-            files.remove(one.path)
-    return Emptied(tuple(gone), tuple(left))
+            quarantine.remove(one)
+    return Emptied(tuple(gone), tuple(left), tuple(used))
+
+
+def _in_use(one: Kept, overlays: images.Overlays, going: set[Path]) -> str | None:
+    """Why the image must not go, though its time is over; None: it may."""
+    users = [path for path in overlays.of(images.identity(one.path)) if path not in going]
+    if users:
+        return f"{', '.join(map(str, users))} stands on it"
+    return "a QEMU has it open" if files.opened_by_other(one.path) else None

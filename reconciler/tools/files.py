@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import struct
@@ -21,9 +22,21 @@ NEW = ".virt-chain-new"
 """Suffix of a file that is being made; it is never taken for a finished one."""
 
 
+LONGEST = 255
+"""Bytes of the longest file name that Linux filesystems take."""
+
+
+def fits(name: str) -> bool:
+    """True where a filesystem takes *name*."""
+    return len(os.fsencode(name)) <= LONGEST
+
+
 def unmade(path: Path) -> Path:
-    """The name under which *path* is made before it gets its own."""
-    return path.with_name(f".{path.name}{NEW}")
+    """The name under which *path* is made before it gets its own; it always fits."""
+    name = f".{path.name}{NEW}"
+    if not fits(name):
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{NEW}"
+    return path.with_name(name)
 
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW

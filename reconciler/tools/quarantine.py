@@ -2,8 +2,9 @@
 Images that were taken away and are kept for a while, beside where they lay.
 
 An image goes into a folder of its own kind on the same filesystem, so that
-nothing is copied, under its name and the moment until which it is kept.  It can
-be moved back by hand; `gc` removes it when its time is over.
+nothing is copied, under its name and the moment until which it is kept; where that
+is longer than a file name may be, under its name in a folder with that moment.  It
+can be moved back by hand; `gc` removes it when its time is over.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,7 @@ from pathlib import Path
 from reconciler.tools import files
 
 FOLDER = ".virt-chain-quarantine"
-_NAME = re.compile(r"(?P<name>.+)~(?P<until>\d{8}T\d{6}Z)(?:-\d+)?", re.DOTALL)
+_NAME = re.compile(r"(?P<name>.*)~(?P<until>\d{8}T\d{6}Z)(?:-\d+)?", re.DOTALL)
 _TIME = "%Y%m%dT%H%M%SZ"
 
 
@@ -44,17 +46,30 @@ def put(path: Path, seconds: int) -> Path:
     if folder.is_symlink():
         raise NotADirectoryError(20, "a quarantine folder is no symbolic link", str(folder))
     files.sync(path.parent)
-    until = datetime.now(UTC) + timedelta(seconds=seconds)
-    name = f"{path.name}~{until.strftime(_TIME)}"
+    until = f"~{(datetime.now(UTC) + timedelta(seconds=seconds)).strftime(_TIME)}"
     for number in range(1000):
-        target = folder / (f"{name}-{number}" if number else name)
+        when = f"{until}-{number}" if number else until
+        target = folder / f"{path.name}{when}"
+        if not files.fits(f"{path.name}{until}-999"):
+            # a crash here leaves an empty folder
+            target = folder / when / path.name
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            files.sync(folder)
         try:
             files.rename_new(path, target)
         except FileExistsError:
             continue
         files.sync(path.parent)
         return target
-    raise FileExistsError(17, "the quarantine is full of this name", str(folder / name))
+    raise FileExistsError(17, "the quarantine is full of this name", str(folder / path.name))
+
+
+def remove(one: Kept) -> None:
+    """Unlink an image in quarantine durably, and the folder that it has to itself."""
+    files.remove(one.path)
+    if one.path.parent.name != FOLDER:
+        with suppress(OSError):
+            one.path.parent.rmdir()
 
 
 def kept(folders: Iterable[Path]) -> Iterator[Kept]:
@@ -64,12 +79,21 @@ def kept(folders: Iterable[Path]) -> Iterator[Kept]:
             continue
         for name in sorted(os.listdir(folder)):
             found = _NAME.fullmatch(name)
-            path = folder / name
-            if found is None or not files.is_regular(path):
+            if found is None:
                 continue
             try:
                 until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
             except ValueError:
                 continue  # digits that are no time: the name is not ours
-            size = path.stat().st_blocks * 512
-            yield Kept(path, folder.parent / found["name"], until, size)
+            place = folder / name
+            inside = [(found["name"], place)] if found["name"] else _inside(place)
+            for was, path in inside:
+                if files.is_regular(path):
+                    yield Kept(path, folder.parent / was, until, path.stat().st_blocks * 512)
+
+
+def _inside(folder: Path) -> list[tuple[str, Path]]:
+    """Name and place of what lies in a *folder* for one moment."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return [(name, folder / name) for name in sorted(os.listdir(folder))]

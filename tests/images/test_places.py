@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
-from tests.images.disks import Disk, assert_done, assert_quiet
+from tests.images.disks import Disk, assert_done, assert_quiet, command, tool
 
 
 @contextmanager
@@ -121,3 +122,68 @@ def test_an_immutable_image_is_named(disk: Disk, below: str, above: str) -> None
     assert f"{disk.path('p')}: Operation not permitted; where lsattr" in outcome.err
     assert again.code == 0, again.err
     assert_done(disk, "b <- x", current="x", gone=["p"])
+
+
+@pytest.mark.parametrize("length", [238, 255])
+def test_a_new_image_may_have_the_longest_name(disk: Disk, length: int) -> None:
+    name = "n" * (length - 6) + ".qcow2"
+    disk.chain({"b": B})
+    disk.spec(f"b <- {name}")
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome.err
+    assert disk.path(name).exists()
+    assert_quiet(disk)
+
+
+@pytest.mark.parametrize("length", [238, 250, 255])
+def test_a_long_name_goes_to_quarantine_and_comes_back_from_it(disk: Disk, length: int) -> None:
+    name = "n" * (length - 6) + ".qcow2"
+    disk.chain({"b": B, name: X})
+    disk.spec("b <- y", active=name, discard=[name])
+    outcome = disk.apply()
+    kept = command("gc", "--json", disk.spec_file).data["kept"]
+    emptied = command("gc", "--all", disk.spec_file)
+
+    assert outcome.code == 0, outcome.err
+    assert [Path(one["was"]) for one in kept] == [disk.path(name)]
+    assert emptied.code == 0
+    assert list((disk.images / FOLDER).iterdir()) == []
+
+
+def discarded(disk: Disk) -> Path:
+    """A disk whose image x lies in quarantine; its place there."""
+    disk.chain({"b": B, "x": X}, style="absolute")
+    disk.spec("b <- y", active="x.qcow2", discard=["x"])
+    assert disk.apply().code == 0
+    return next((disk.images / FOLDER).iterdir())
+
+
+def test_gc_keeps_an_image_that_an_overlay_stands_on(disk: Disk) -> None:
+    place = discarded(disk)
+    over = ["-F", "qcow2", "-b", place]
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *over, disk.images / "look.qcow2")
+    outcome = command("gc", "--all", disk.spec_file)
+
+    assert outcome.out == f"in use  {place}  {disk.images / 'look.qcow2'} stands on it\n"
+    assert place.exists()
+
+
+@pytest.mark.parametrize("words", [[], ["-r"]])
+def test_gc_keeps_an_image_that_a_qemu_has_open(disk: Disk, words: list[str]) -> None:
+    place = discarded(disk)
+    guest = subprocess.Popen(
+        ["qemu-io", *words, "-f", "qcow2", place], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert guest.stdin
+    assert guest.stdout
+    guest.stdin.write(b"length\n")
+    guest.stdin.flush()
+    guest.stdout.readline()
+    outcome = command("gc", "--all", disk.spec_file)
+    guest.communicate(b"quit\n")
+    after = command("gc", "--all", disk.spec_file)
+
+    assert outcome.out == f"in use  {place}  a QEMU has it open\n"
+    assert after.out.startswith("removed")
+    assert not place.exists()
