@@ -212,9 +212,13 @@ def convert_window(images: Sequence[Image], start: int, length: int, target: int
     """
     window = {"driver": "raw", "offset": start, "size": length, "file": node(images)}
     source = "json:" + json.dumps(window, ensure_ascii=False)
+    # as another user it may not open the file anew by its number, but is given it
     output = f"/dev/fd/{target}"
+    user = user_for(image.path for image in images)
+    if user is not None:
+        os.fchown(target, *user)
     argv = ["qemu-img", "convert", "-U", "-n", "-O", "raw", "-S", "0", source, output]
-    process.run(argv, pass_fds=[target])
+    process.run(argv, pass_fds=[target], user=user)
 
 
 def check(image: Path, *, shared: bool = False) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from reconciler.tools import images, process, qemuimg, views
 from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
 from tests.images.disks import Disk, assert_done, assert_quiet, command, tool
@@ -187,3 +191,36 @@ def test_gc_keeps_an_image_that_a_qemu_has_open(disk: Disk, words: list[str]) ->
     assert outcome.out == f"in use  {place}  a QEMU has it open\n"
     assert after.out.startswith("removed")
     assert not place.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs tools as somebody else")
+def test_every_tool_that_reads_an_image_runs_as_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = process.run
+    users: dict[str, object] = {}
+
+    def watched(argv: Sequence[str | Path], **options: Any) -> tuple[int, bytes]:
+        users[str(argv[1])] = options.get("user")
+        return run(argv, **options)
+
+    with tempfile.TemporaryDirectory() as name:  # not below a folder that others may not enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        disk = Disk(folder)
+        disk.add("b", B, compression="zlib")
+        disk.add("x", X, on="b")
+        for path in disk.paths.values():
+            os.chown(path, 1234, 1234)
+        monkeypatch.setattr(process, "run", watched)
+        chain = images.walk(disk.path("x"), images.Trust()).images
+        digest = views.digest(chain)
+        qemuimg.check(disk.path("x"))
+        images.confirm(images.walk(disk.path("x"), images.Trust()))
+        raw = hashlib.sha256(f"{512 * 1024}\n".encode())
+        whole = disk.read("x")
+        for at in range(0, len(whole), views.BLOCK):
+            raw.update(f"{at}:".encode() + whole[at : at + views.BLOCK])
+
+    assert users == dict.fromkeys(["map", "convert", "check", "info"], (1234, 1234))
+    assert digest == raw.hexdigest()
