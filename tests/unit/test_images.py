@@ -414,3 +414,22 @@ def test_a_file_has_an_identity_under_every_name(tmp_path):
     found = {images.identity(tmp_path / name) for name in "abc"}
 
     assert (len(found), images.identity(tmp_path / "d")) == (1, None)
+
+
+def test_a_link_that_is_changed_between_two_looks_at_it_leads_nowhere(tmp_path, monkeypatch):
+    allowed, secret = tmp_path / "allowed", tmp_path / "secret"
+    for folder in (allowed, secret):
+        folder.mkdir()
+        subprocess.run(["qemu-img", "create", "-qfqcow2", folder / "a", "1M"], check=True)
+    see_to = images.Trust.see_to
+
+    def switched(trust, path):
+        see_to(trust, path)
+        allowed.rename(tmp_path / "away")
+        allowed.symlink_to(secret)
+
+    monkeypatch.setattr(images.Trust, "see_to", switched)
+    with pytest.raises(ObserveError) as refused:
+        images.Trust(roots=(allowed,)).image(allowed / "a")
+
+    assert str(refused.value).endswith("look again")
