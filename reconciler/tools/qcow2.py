@@ -222,6 +222,13 @@ def _json_filename(text: str, overlay: Path) -> str:
     if flat.get("driver") in ("file", None) and "filename" in flat:
         flat = {"driver": "raw", "file.driver": "file", "file.filename": flat["filename"]}
     allowed = {"driver", "file.driver", "file.filename"}
+    name, driver = flat.get("file.filename"), flat.get("driver")
+    if driver in ("qcow2", "raw") and isinstance(name, str) and name.startswith("/"):
+        # QEMU spells out the images below as well, and the headers there may say otherwise
+        refused = ObserveError(
+            f"{refused}; where {name} with what its own header names is meant, record that: "
+            f"qemu-img rebase -u -F {driver} -b '{name}' '{overlay}'"
+        )
     if set(flat) - allowed or flat.get("driver") not in ("qcow2", "raw"):
         raise refused
     filename = flat.get("file.filename")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -430,3 +431,23 @@ def test_a_folder_that_is_mounted_read_only(disk: Disk) -> None:
     assert folder_facts(disk.images) == before
     disk.apply()
     assert disk.path("y").exists()
+
+
+def test_a_json_name_that_spells_out_the_images_below_is_refused_with_the_relink(
+    disk: Disk,
+) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    graph: dict[str, object] = {}
+    for name in ("b", "p"):
+        file = {"driver": "file", "filename": str(disk.path(name))}
+        graph = {"driver": "qcow2", "file": file, **({"backing": graph} if graph else {})}
+    said = f"json:{json.dumps(graph)}"
+    tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", said, disk.path("x"))
+    disk.spec("b <- x", active="x.qcow2")
+    relink = f"qemu-img rebase -u -F qcow2 -b '{disk.path('p')}' '{disk.path('x')}'"
+    refused = disk.plan()
+    subprocess.run(relink, shell=True, check=True)
+
+    assert refused.error is not None
+    assert refused.error.endswith(relink)
+    assert disk.apply().code == 0
