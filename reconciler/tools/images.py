@@ -314,9 +314,13 @@ def _named_by(images: list[Image], error: ObserveError) -> ObserveError:
     if not images:
         return error
     overlay = images[-1]
-    return ObserveError(
-        f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
-    )
+    said = f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
+    if str(error).endswith("does not exist"):
+        said += (
+            "; if it was moved, relink it: qemu-img rebase -u "
+            f"-F {overlay.recorded_format or 'FORMAT'} -b 'ITS NEW PLACE' '{overlay.path}'"
+        )
+    return ObserveError(said)
 
 
 def _chosen(path: Path, said: Format | None, recorded: str | None, default: Format) -> Format:
