@@ -8,6 +8,8 @@ from pathlib import Path
 
 from reconciler.model.desired import Spec
 from reconciler.tools import files, images, quarantine
+from reconciler.tools.lookups import Lookups
+from reconciler.tools.overlays import Overlays, scan
 from reconciler.tools.quarantine import Kept
 
 __all__ = ["Emptied", "Kept", "empty_quarantine"]
@@ -45,7 +47,7 @@ def empty_quarantine(spec: Spec, *, dry_run: bool, everything: bool) -> Emptied:
     found = tuple(quarantine.kept(folders))
     trust = images.Trust(roots=images.allowed_roots(spec.host))
     around = {*folders, *(one.path.parent for one in found)}
-    overlays = images.scan([folder for folder in around if folder.is_dir()], trust)
+    overlays = scan([folder for folder in around if folder.is_dir()], trust, Lookups())
     going = {one.path for one in found if everything or one.until <= now}
     again = True
     while again:  # who stands on an image may go with it, or stay
@@ -64,9 +66,9 @@ def empty_quarantine(spec: Spec, *, dry_run: bool, everything: bool) -> Emptied:
     return Emptied(tuple(gone), tuple(left), tuple(used))
 
 
-def _in_use(one: Kept, overlays: images.Overlays, going: set[Path]) -> str | None:
+def _in_use(one: Kept, overlays: Overlays, going: set[Path]) -> str | None:
     """Why the image must not go, though its time is over; None: it may."""
-    users = [path for path in overlays.of(images.identity(one.path)) if path not in going]
+    users = [path for path in overlays.ordered(images.identity(one.path)) if path not in going]
     if users:
         return f"{', '.join(map(str, users))} stands on it"
     return "a QEMU has it open" if files.opened_by_other(one.path) else None

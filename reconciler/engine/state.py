@@ -103,8 +103,7 @@ class StateFolder:
     @contextmanager
     def locked(self, domain: str, target: str, wait: Waiting) -> Iterator[Session]:
         """The session of a disk: nobody else works on it meanwhile."""
-        lock = self.lock_file(f"{file_name(domain)}:{file_name(target)}")
-        with wait(lock, f"{domain}:{target}"):
+        with wait(self.disk_lock_file(domain, target), f"{domain}:{target}"):
             yield Session(self, domain, target, self.disk(domain, target))
 
     @contextmanager
@@ -154,6 +153,10 @@ class StateFolder:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise StateError(f"{path} cannot hold a name that is not UTF-8: {error}") from error
+
+    def disk_lock_file(self, domain: str, target: str) -> Path:
+        """The file that is locked while a disk is worked on."""
+        return self.lock_file(f"{file_name(domain)}:{file_name(target)}")
 
     def lock_file(self, name: str) -> Path:
         """An existing file below the folder, which only its owner can open and lock."""

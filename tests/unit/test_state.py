@@ -289,8 +289,10 @@ DAMAGED = [
     ),
     (
         "a step with a key that nobody knows",
-        "version = 2\n[disks.vda.unfinished]\n"
-        'steps = [{ action = "remove", image = "/a", x = 1 }]\n',
+        (
+            "version = 2\n[disks.vda.unfinished]\n"
+            'steps = [{ action = "remove", image = "/a", x = 1 }]\n'
+        ),
         "remove has no x",
     ),
     (
@@ -345,7 +347,7 @@ def test_a_state_directory_that_cannot_be_made_is_told(tmp_path):
     folder = StateFolder(tmp_path / "file" / "state")
 
     for act in (
-        lambda: folder.lock_file("web:vda"),
+        lambda: folder.disk_lock_file("web", "vda"),
         lambda: write(folder, "web", "vda", FULL),
     ):
         with pytest.raises(StateError, match=f"{tmp_path}/file/state.*Not a directory"):
@@ -374,7 +376,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_no_domain_name_leads_out_of_the_folder(folder, tmp_path, name):
     write(folder, name, "vda", FULL)
-    lock = folder.lock_file(name, name[:50])
+    lock = folder.disk_lock_file(name, name[:50])
 
     assert read_again(folder, name, "vda") == FULL
     assert folder.path(name).parent == folder.folder
@@ -386,7 +388,7 @@ def test_no_domain_name_leads_out_of_the_folder(folder, tmp_path, name):
 def test_every_domain_has_a_file_of_its_own(folder):
     files = {folder.path(name) for name in [*NAMES, "web", "Web", ".", "%2E", "%252E"]}
     locks = {
-        folder.lock_file(domain, target)
+        folder.disk_lock_file(domain, target)
         for domain, target in [("a", "b"), ("a:b", ""), ("a", "b:c"), ("a:b", "c"), ("a/b", "c")]
     }
 
@@ -398,7 +400,7 @@ def test_a_long_domain_name_works_or_is_told(folder, name):
     """libvirt takes both; a file name has 255 bytes."""
     try:
         folder.disk(name, "vda")
-        folder.lock_file(name, "vda")
+        folder.disk_lock_file(name, "vda")
         write(folder, name, "vda", FULL)
     except StateError:
         return
@@ -411,7 +413,7 @@ def test_a_locks_folder_that_cannot_be_made_is_told(folder):
     (folder.folder / "locks").touch()
 
     with pytest.raises(StateError):
-        folder.lock_file("web:vda")
+        folder.disk_lock_file("web", "vda")
 
 
 def test_a_name_that_is_no_text_is_told(folder):
