@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from reconciler.model.domain import Source
 from reconciler.model.errors import ObserveError
@@ -271,3 +271,19 @@ def snapshot_memory(text: str) -> Path | None:
     memory = _parsed(text).find("./memory[@snapshot='external']")
     name = None if memory is None else memory.get("file")
     return Path(name) if name else None
+
+
+def is_disk_only(text: str) -> bool:
+    """True for a snapshot of disks alone, taken while the guest ran."""
+    return _parsed(text).findtext("./state") == "disk-snapshot"
+
+
+def snapshot_parent(text: str) -> str | None:
+    """The name of the snapshot that *text* comes after; None: of none."""
+    return _parsed(text).findtext("./parent/name")
+
+
+def with_parent(text: str, parent: str | None) -> str:
+    """The snapshot *text*, coming after the snapshot *parent*; None: after none."""
+    new = "" if parent is None else f"<parent><name>{escape(parent)}</name></parent>"
+    return re.sub(r"<parent>\s*<name>[^<]*</name>\s*</parent>", lambda _: new, text, count=1)

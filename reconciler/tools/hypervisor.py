@@ -589,6 +589,9 @@ class Hypervisor:
         """
         Drop the metadata of *snapshot*, as ``virsh snapshot-delete --metadata`` does.
 
+        Its children get its parent first: libvirt 9.0 takes the overlay of what is
+        deleted for merged, and would let them name the image below as their state.
+
         Returns:
             False where it was gone already.
         """
@@ -596,12 +599,32 @@ class Hypervisor:
         flag = binding.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
         with _told(f"the snapshot {snapshot} of {name}"):
             try:
-                self._handle(name).snapshotLookupByName(snapshot).delete(flag)
+                handle = self._handle(name)
+                going = handle.snapshotLookupByName(snapshot)
+                for child in going.listAllChildren():
+                    self._give_parent_of(going, child, handle)
+                going.delete(flag)
             except binding.libvirtError as error:
                 if error.get_error_code() != binding.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     raise
                 return False
         return True
+
+    def _give_parent_of(
+        self,
+        going: libvirt.virDomainSnapshot,
+        child: libvirt.virDomainSnapshot,
+        handle: libvirt.virDomain,
+    ) -> None:
+        binding = self._binding
+        text = child.getXMLDesc(binding.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+        parent = domain_xml.snapshot_parent(going.getXMLDesc())
+        flags = binding.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        if child.isCurrent():
+            flags |= binding.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+        if domain_xml.is_disk_only(text):
+            flags |= binding.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        handle.snapshotCreateXML(domain_xml.with_parent(text, parent), flags)
 
 
 def _state(binding: Any, handle: libvirt.virDomain) -> DomainState:

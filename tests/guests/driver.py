@@ -118,6 +118,10 @@ def snapshots(connection: Any, name: str) -> list[str]:
     return sorted(snapshot.getName() for snapshot in domain.listAllSnapshots())
 
 
+def snapshot_xml(connection: Any, name: str, snapshot: str) -> str:
+    return str(connection.lookupByName(name).snapshotLookupByName(snapshot).getXMLDesc())
+
+
 def delete_snapshot(connection: Any, name: str, snapshot: str, flags: int) -> None:
     connection.lookupByName(name).snapshotLookupByName(snapshot).delete(flags)
 
@@ -195,6 +199,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     for call in (
         define, start, destroy, suspend, resume, shutdown, wait_off, undefine, managed_save,
         save, restore, has_managed_save, xml, state, domains, create_snapshot, snapshots,
+        snapshot_xml,
         delete_snapshot, active_in_qemu, job, start_pull, start_commit, set_speed, abort_job,
         attach_disk, detach_disk,
     )

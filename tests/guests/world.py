@@ -198,6 +198,10 @@ class World:
         """The names of the snapshots that libvirt keeps metadata of."""
         return list(self._call("snapshots", name=name))
 
+    def snapshot_xml(self, name: str, snapshot: str) -> str:
+        """The metadata that libvirt keeps of a snapshot."""
+        return str(self._call("snapshot_xml", name=name, snapshot=snapshot))
+
     def delete_snapshot(self, name: str, snapshot: str, flags: int = 0) -> None:
         self._call("delete_snapshot", name=name, snapshot=snapshot, flags=flags)
 

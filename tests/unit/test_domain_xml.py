@@ -16,10 +16,13 @@ from reconciler.tools.domain_xml import (
     beside,
     disks,
     images,
+    is_disk_only,
     snapshot,
     snapshot_memory,
+    snapshot_parent,
     snapshot_states,
     targets,
+    with_parent,
     with_sources,
     without_backing,
 )
@@ -669,6 +672,16 @@ METADATA = """<domainsnapshot>
 def test_a_snapshot_means_the_image_that_was_active_before_it() -> None:
     assert snapshot_states(METADATA) == {"vda": Path("/images/mon.qcow2")}
     assert snapshot_memory(METADATA) == Path("/mem/before")
+
+
+@pytest.mark.parametrize("parent", ["tue & wed", None])
+def test_a_snapshot_gets_another_parent(parent: str | None) -> None:
+    text = with_parent(METADATA, parent)
+
+    assert snapshot_parent(METADATA) == "mon"
+    assert snapshot_parent(text) == parent
+    assert snapshot_states(text) == snapshot_states(METADATA)
+    assert is_disk_only(text)
 
 
 def test_an_internal_snapshot_has_its_state_in_the_image_itself() -> None:
