@@ -249,6 +249,8 @@ class Live(Offline):
                 bandwidth=self.bandwidth,
             )
         if self._wait() and above is None:
+            # before the pivot: libvirt may take the owner of what QEMU has left back to itself
+            self._like_active(base.path, chain)
             self._host.pivot(self.domain, self.target, lambda: self.pivoting((step.top, step.base)))
             self._wait()
         self._host.flush(self.domain)

@@ -116,8 +116,11 @@ class Offline:
             case Remove(image):
                 with files.guarded(image):
                     files.remove(image)
-            case Attach() | Forget():
-                pass  # without libvirt the state file alone says which image is active
+            case Attach(image):
+                # without libvirt the state file alone says which image is active
+                self._like_active(image, chain)
+            case Forget():
+                pass
             case _:
                 assert_never(step)
         return None
@@ -257,8 +260,18 @@ class Offline:
                     f"{top} {top.virtual_size}"
                 )
             self._compare(upper, (*below[:-1], grown), moved, f"{top} and {base}", extents)
+        if top == chain.active and step.relink:
+            self._like_active(base.path, chain)
         if step.relink and (above := chain.overlay_of(top.path)):
             self._relink(above, base)
+
+    @staticmethod
+    def _like_active(image: Path, chain: Chain) -> None:
+        """Give *image* owner, mode and labels of the active image, whose place it takes."""
+        active = chain.active
+        if active is not None and active.path != image:
+            files.take_manners(image, active.path)
+            files.sync(image)
 
     def _pull(self, into: Path, base: Chain | None, chain: Chain) -> None:
         upper = chain.up_to(into).images

@@ -30,6 +30,7 @@ class ShutOff(Offline):
         assert self.host is not None
         match step:
             case Attach(image):
+                self._like_active(image, chain)
                 there = self.observe(image).image(image)
                 return Together("attach", self.host, self.domain, self.target, image, there.format)
             case Forget(snapshot):

@@ -403,13 +403,16 @@ def take_manners(path: Path, like: Path) -> None:
     """
     Give *path* the owner, mode and labels (extended attributes) of *like*.
 
-    What an unprivileged user may not give stays as it is.
+    What an unprivileged user may not give stays as it is.  What libvirt remembers
+    of a file's owner in labels of its own is about that file alone.
     """
     model = os.stat(like)
     with _held(path) as descriptor:
         _give(descriptor, (model.st_uid, model.st_gid), stat.S_IMODE(model.st_mode))
         with suppress(OSError):
             for name in os.listxattr(like):
+                if name.startswith("trusted.libvirt."):
+                    continue
                 with suppress(OSError):
                     os.setxattr(descriptor, name, os.getxattr(like, name))
 

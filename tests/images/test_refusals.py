@@ -377,6 +377,33 @@ def test_owner_mode_and_labels_survive(disk: Disk) -> None:
     assert os.getxattr(disk.path("x"), "user.label") == b"mine"
 
 
+@pytest.mark.parametrize(
+    ("chain", "discard"),
+    [("b <- p", ()), ("b <- p", ("x",)), ("b", ())],
+    ids=["merged down", "rolled back", "merged down by two"],
+)
+def test_what_becomes_active_belongs_to_whom_the_active_image_did(
+    disk: Disk, chain: str, discard: tuple[str, ...]
+) -> None:
+    """A base that root made is no use to the guest's own user, nor open to all what was not."""
+    disk.chain({"b": B, "p": P, "x": X})
+    for name in "bp":
+        os.chmod(disk.path(name), 0o644)
+    owner = (os.geteuid(), os.getegid()) if os.geteuid() else (64055, 110)
+    os.chown(disk.path("x"), *owner)
+    os.chmod(disk.path("x"), 0o600)
+    os.setxattr(disk.path("x"), "user.label", b"mine")
+    disk.keep()
+    disk.spec(chain, discard=discard, active=disk.listed("x"))
+
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome
+    active = disk.path(chain[-1])
+    assert facts_of(active)[1:] == (0o600, *owner)
+    assert os.getxattr(active, "user.label") == b"mine"
+
+
 def facts_of(path: Path) -> tuple[str, int, int, int]:
     found = path.stat()
     return path.name, found.st_mode & 0o7777, found.st_uid, found.st_gid
