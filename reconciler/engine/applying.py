@@ -64,6 +64,7 @@ from reconciler.tools.overlays import Overlays
 
 if TYPE_CHECKING:
     from reconciler.backends.together import Together
+    from reconciler.tools.hypervisor import Hypervisor
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,10 @@ class Applier:
         """
         errors: list[ReconcilerError | None] = [None] * len(work)
         try:
-            with self._locked([plan for plan, _ in work]) as sessions, self._stopped(work):
+            with (
+                self._locked([plan for plan, _ in work]) as sessions,
+                self._stopped(work, sessions),
+            ):
                 runs: dict[int, Going] = {}
                 stopped = any(plan.restart for plan, _ in work)
                 for index, (plan, found) in enumerate(work):
@@ -168,20 +172,59 @@ class Applier:
         return _Run(self, plan, fresh, session).run()
 
     @contextmanager
-    def _stopped(self, work: Sequence[Work]) -> Iterator[None]:
+    def _stopped(self, work: Sequence[Work], sessions: Mapping[str, Session]) -> Iterator[None]:
         """The guest is off where a plan needs that, and runs again afterwards."""
         restarted = next((found for plan, found in work if plan.restart), None)
         if restarted is None or restarted.host is None or restarted.domain is None:
             yield
             return
         host, name = restarted.host, restarted.domain.name
+        # first: a kill from here on leaves a guest that the next apply starts again
+        self._remember_running(restarted)
         host.stop(name, restarted.desired.shutdown_timeout)
         try:
             yield
         finally:
-            domain = host.domain(name)
-            if domain is not None and not domain.on:
-                host.start(name)
+            self._runs_again(restarted, host)
+
+    def _remember_running(self, found: Look) -> None:
+        disk = found.desired
+        state = self.states.disk(disk.domain, disk.target)
+        self.states.write(disk.domain, disk.target, replace(state, restart=True))
+
+    def _runs_again(self, found: Look, host: Hypervisor) -> bool:
+        """
+        See that the guest of a disk runs, and forget that it has to be started.
+
+        Returns:
+            False where it runs already, or is there no more.
+        """
+        disk = found.desired
+        domain = host.domain(disk.domain)
+        off = domain is not None and not domain.on
+        if off:
+            host.start(disk.domain)
+        state = self.states.disk(disk.domain, disk.target)
+        self.states.write(disk.domain, disk.target, replace(state, restart=False))
+        return off
+
+    def start_again(self, plan: DiskPlan, found: Look) -> None:
+        """
+        Start a guest that an apply stopped for a rollback, and was killed before it started it.
+
+        Raises:
+            ReconcilerError: Another virt-chain is at the disk, or the guest does not start.
+        """
+        disk, host = found.desired, found.host
+        if host is None or not self.states.disk(disk.domain, disk.target).restart:
+            return
+        with self._held(plan):
+            left = self.states.disk(disk.domain, disk.target).restart
+            if left and self._runs_again(found, host):
+                self.reporter.note(plan, "the guest runs again: an interrupted apply stopped it")
+
+    def _held(self, plan: DiskPlan) -> AbstractContextManager[None]:
+        return self._wait_for(self.states.lock_file(plan.domain, plan.target), plan.label)
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:
         """
@@ -216,11 +259,25 @@ class Applier:
         return Survey(self.spec, self.states, Lookups(self.memory)).overlays()
 
     def wake(self, plan: DiskPlan, found: Look) -> None:
-        """Let a guest run on that an interrupted step has left standing for its flush."""
-        unfinished, domain, host = found.state.unfinished, found.domain, found.host
-        if unfinished and unfinished.live and domain and host and domain.state == "paused":
-            host.resume(domain.name)
-            self.reporter.note(plan, "the guest runs on: it stood still for a flush")
+        """
+        Let a guest run on that an interrupted step has left paused, or its filesystems frozen.
+
+        Raises:
+            Busy: Another virt-chain is at the disk; the guest may stand still for it.
+        """
+        unfinished, host, disk = found.state.unfinished, found.host, found.desired
+        if host is None or unfinished is None or not unfinished.live:
+            return
+        with self._held(plan):
+            unfinished = self.states.disk(disk.domain, disk.target).unfinished
+            domain = host.domain(disk.domain)
+            if unfinished is None or not unfinished.live or domain is None or not domain.on:
+                return
+            if domain.state == "paused":
+                host.resume(disk.domain)
+                self.reporter.note(plan, "the guest runs on: it stood still for a flush")
+            if any(isinstance(step, Create) for step in unfinished.steps):
+                host.thaw(disk.domain)
 
     def record(self, found: Look) -> None:
         """

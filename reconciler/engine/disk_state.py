@@ -90,6 +90,8 @@ class DiskState:
         images: Who each image below the active one was when the disk was last
             applied, or when a person last accepted what is there.
         given_up: An image that a person has said is gone for good.
+        restart: The guest was running, and has to be started again: it was stopped for a
+            rollback.
     """
 
     active: Path | None = None
@@ -99,6 +101,7 @@ class DiskState:
     names: Mapping[Path, Path] = field(default_factory=dict)
     images: Mapping[Path, FileId] = field(default_factory=dict)
     given_up: Path | None = None
+    restart: bool = False
 
     @property
     def every_leftover(self) -> tuple[Leftover, ...]:

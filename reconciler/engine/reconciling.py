@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from reconciler.engine import history
@@ -89,6 +89,7 @@ class Reconciling:
     done: dict[str, list[Done]] = field(default_factory=dict)
     _results: dict[str, Result] = field(default_factory=dict)
     _recorded: set[str] = field(default_factory=set)
+    _seen: dict[str, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.applier.reporter = _Remembering(self.applier.reporter, self.done)
@@ -126,6 +127,7 @@ class Reconciling:
             if status == "applied":
                 self.listener.reached(disk, found)
         self.rest = []
+        self._start_again()
 
     def add(self, result: Result) -> None:
         """The result of a disk that cannot be planned at all."""
@@ -171,6 +173,7 @@ class Reconciling:
 
     def _domain(self, work: Sequence[Work]) -> None:
         """One round of the disks of one domain."""
+        self._seen.update({disk.label: (disk, found) for disk, found in work})
         going = [one for one in work if self._has_steps(*one)]
         if not going:
             return
@@ -185,6 +188,21 @@ class Reconciling:
             else:
                 self._look_again(disk, found)
 
+    def _start_again(self) -> None:
+        """Start guests that an interrupted apply has stopped, whatever became of their plans."""
+        for disk, found in self._seen.values():
+            try:
+                if self._forbidden(disk, found) is None:
+                    self.applier.start_again(disk, found)
+            except ReconcilerError as error:
+                self._failed(disk, f"the guest is off: {error}", error)
+
+    def _forbidden(self, disk: DiskPlan, found: Look) -> str | None:
+        """Why nothing may be done to a disk; a domain is stopped only where all its disks may."""
+        others = found.domain.disks if disk.restart and found.domain else ()
+        plans = (disk, *(replace(disk, target=target) for target in others))
+        return next((why for one in plans if (why := self.listener.forbidden(one))), None)
+
     def _has_steps(self, disk: DiskPlan, found: Look) -> bool:
         """True where there is something to do now; otherwise the disk's result is told."""
         try:
@@ -195,7 +213,7 @@ class Reconciling:
             elif disk.error:
                 # after a round something was done to it, which its result tells
                 self._ended(disk, "failed" if disk.label in self.done else "error", disk.error)
-            elif disk.now and (why := self.listener.forbidden(disk)) is not None:
+            elif disk.now and (why := self._forbidden(disk, found)) is not None:
                 self.left.append(disk)
                 self._failed(disk, why)
             elif disk.now:

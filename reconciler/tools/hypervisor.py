@@ -38,6 +38,8 @@ HELD = 10.0
 """Seconds to wait for another process that has the same embedded driver open."""
 BUSY = 3
 """A commit whose work has grown so many times since it began, or since it was told, is told of."""
+KEEPALIVE = (5, 6)
+"""Seconds between two questions whether libvirtd is there, and how many it may leave unanswered."""
 PATIENCE = 600.0
 """Seconds without any progress after which a job is given up on (it goes on by itself)."""
 
@@ -145,6 +147,8 @@ class Hypervisor:
         binding = _binding()
         with _told(f"{uri} cannot be opened"):
             connection = _opened(binding, uri)
+        with suppress(binding.libvirtError):  # an embedded driver has no other end
+            connection.setKeepAlive(*KEEPALIVE)
         made = cls(uri, connection, binding)
         made._able()
         made._wait_reconnected()
@@ -358,9 +362,20 @@ class Hypervisor:
         finally:
             self._thaw(handle)
 
-    def _thaw(self, handle: libvirt.virDomain) -> None:
+    def thaw(self, name: str) -> None:
+        """Thaw a guest whose freeze was interrupted; one that is not frozen goes on as it is."""
+        handle = self._handle(name)
         with suppress(self._binding.libvirtError):
+            handle.agentSetResponseTimeout(FREEZE)
+        self._thaw(handle)
+
+    def _thaw(self, handle: libvirt.virDomain) -> None:
+        """Thaw, and leave the agent's time-out as libvirt has it, for others who ask the agent."""
+        binding = self._binding
+        with suppress(binding.libvirtError):
             handle.fsThaw()
+        with suppress(binding.libvirtError):
+            handle.agentSetResponseTimeout(binding.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
     def _snapshot(self, name: str, overlays: Mapping[str, Path]) -> None:
         binding, handle = self._binding, self._handle(name)
@@ -435,7 +450,7 @@ class Hypervisor:
         Raises:
             HypervisorError: It made no progress for too long, or the domain is gone.
         """
-        last, since, first = -1, time.monotonic(), 0
+        last, since, first, limited = -1, time.monotonic(), 0, True
         while (job := self.job(name, target)) is not None and not job.ready:
             pulse.beat()
             if job.size:
@@ -443,6 +458,11 @@ class Hypervisor:
             if job.done != last:
                 last, since = job.done, time.monotonic()
             first = first or job.size
+            if limited and job.kind == "active-commit" and first and job.done >= first:
+                # what was there is copied; a guest that writes faster than the limit would
+                # keep the rest from ever getting ready
+                self.set_speed(name, target, None)
+                limited = False
             if job.size > BUSY * first and first:
                 log.warning(
                     "the guest writes to %s:%s about as fast as the %s copies; let it write "
@@ -477,6 +497,8 @@ class Hypervisor:
             if running:
                 handle.suspend()
             try:
+                # the guest waits for what is left to copy
+                self.set_speed(name, target, None)
                 until = time.monotonic() + PATIENCE
                 while (job := self.job(name, target)) and job.done < job.size:
                     if time.monotonic() > until:

@@ -443,6 +443,7 @@ def _unrecorded(
         active = one.chain.active.path if one.chain.active else None
         state = one.state
         known = state.active == active and state.applied and state.unfinished is None
+        known = known and not state.restart  # its guest has to be started
         if disk.label in found and found[disk.label].kind == "in force" and not known:
             unrecorded.append((disk, one))
     return unrecorded

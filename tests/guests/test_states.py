@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests.domain_xml import DiskSource
+from tests.guests.domain_xml import DiskSource, Witness
 from tests.guests.records import records_in
 from tests.guests.scene import Scene, grown
 from tests.guests.world import World
@@ -541,3 +543,56 @@ def test_a_transient_domain_is_not_stopped_for_a_rollback(scene: Scene) -> None:
     assert scene.world.state("web") == "running"
     assert scene.chain() == ["base", "mon"]
     scene.guest.wait_for(3)
+
+
+def test_a_limit_of_the_speed_never_keeps_the_active_image_from_going_down(world: World) -> None:
+    """The guest writes faster than the limit copies: at the end the limit is lifted."""
+    guest = world.define("web", qcow2(world.images / "base.qcow2"), witness=Witness(pause_ms=0))
+    world.boot("web")
+    guest.wait_for(10)
+    scene = Scene(world, guest)
+    grown(scene, "mon")
+    scene.want(vda="base")
+
+    done = scene.run("apply", "-y", "--bandwidth", "64K")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scene.chain() == ["base"]
+    assert guest.errors() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="owners are root's to give")
+def test_what_becomes_active_belongs_to_whom_the_active_image_did(scene: Scene) -> None:
+    grown(scene, "mon")
+    os.chown(scene.path("mon"), 4711, 4711)
+    scene.path("mon").chmod(0o600)
+    scene.path("base").chmod(0o644)
+    scene.want(vda="base")
+
+    scene.apply()
+
+    there = scene.path("base").stat()
+    assert (there.st_uid, there.st_gid, there.st_mode & 0o7777) == (4711, 4711, 0o600)
+
+
+def test_a_paused_guest_is_left_to_whoever_works_at_its_disk(scene: Scene) -> None:
+    """Another apply may have paused it just now, for its flush."""
+    grown(scene, "mon")
+    scene.want(vda="base <- mon <- tue")
+    for at in range(1, 60):
+        run = scene.run_killed(at, "apply", "-y")
+        assert run.killed
+        if "unfinished" in next((scene.world.images / "state").glob("*.toml")).read_text():
+            break
+    scene.world.suspend("web")
+    lock = next((scene.world.images / "state" / "locks").glob("*vda"))
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = scene.run("apply", "-y", "--lock-timeout", "0.2")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert scene.world.state("web") == "paused"
+
+    done = scene.run("apply", "-y")
+
+    assert scene.world.state("web") == "running"
+    assert "stood still for a flush" in done.stdout + done.stderr

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ class Connection:
     """What a libvirt with another QEMU would answer."""
 
     capabilities: str
+    kept_alive: list[tuple[int, int]] = field(default_factory=list)
 
     def getCapabilities(self) -> str:  # noqa: N802 (libvirt's name)
         return self.capabilities
+
+    def setKeepAlive(self, seconds: int, unanswered: int) -> None:  # noqa: N802
+        self.kept_alive.append((seconds, unanswered))
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, uri: str, connection: Connection) -> None:
@@ -92,10 +97,78 @@ def test_only_the_qemu_of_this_host_is_asked(monkeypatch: pytest.MonkeyPatch, ur
     "uri", ["qemu:///system", "qemu:///embed?root=/a", "qemu+unix:///system?socket=/run/libvirt/x"]
 )
 def test_connections_to_this_host(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    connection = Connection(ABLE)
     with pytest.raises(Accepted):
-        opened(monkeypatch, uri, Connection(ABLE))
+        opened(monkeypatch, uri, connection)
+
+    assert connection.kept_alive == [hypervisor.KEEPALIVE]
 
 
 def test_capabilities_of_any_guest_count() -> None:
     assert has_disk_snapshots(ABLE)
     assert not has_disk_snapshots(UNABLE)
+
+
+class Failed(Exception):
+    pass
+
+
+@dataclass
+class Guest:
+    """A domain whose agent is told to freeze, as libvirt's binding has it."""
+
+    told: list[tuple[str, *tuple[int, ...]]]
+    refuses: bool = False
+
+    def agentSetResponseTimeout(self, seconds: int) -> None:  # noqa: N802
+        self.told.append(("timeout", seconds))
+
+    def fsFreeze(self) -> None:  # noqa: N802
+        self.told.append(("freeze",))
+        if self.refuses:
+            raise Failed
+
+    def fsThaw(self) -> None:  # noqa: N802
+        self.told.append(("thaw",))
+
+
+class Binding:
+    libvirtError = Failed  # noqa: N815
+    VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK = -2
+
+
+def host_of(monkeypatch: pytest.MonkeyPatch, guest: Guest) -> hypervisor.Hypervisor:
+    monkeypatch.setattr(hypervisor.Hypervisor, "_handle", lambda *_: guest)
+    monkeypatch.setattr(hypervisor, "_told", lambda _: nullcontext())
+    return hypervisor.Hypervisor("qemu:///system", Connection(ABLE), Binding())  # type: ignore
+
+
+FROZEN = [("timeout", hypervisor.FREEZE), ("freeze",)]
+THAWED = [("thaw",), ("timeout", -2)]
+
+
+def test_the_agent_waits_as_long_as_before_after_a_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest([])
+    with host_of(monkeypatch, guest)._frozen("web", required=True):
+        assert guest.told == FROZEN
+
+    assert guest.told == FROZEN + THAWED
+
+
+def test_a_snapshot_that_fails_leaves_nothing_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest([])
+    with (
+        pytest.raises(ZeroDivisionError),
+        host_of(monkeypatch, guest)._frozen("web", required=True),
+    ):
+        raise ZeroDivisionError
+
+    assert guest.told == FROZEN + THAWED
+
+
+def test_a_freeze_that_was_interrupted_is_thawed(monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = Guest([])
+
+    host_of(monkeypatch, guest).thaw("web")
+
+    assert guest.told == [("timeout", hypervisor.FREEZE), *THAWED]
