@@ -62,8 +62,8 @@ class Found:
         QEMU's own locks tell which image it writes to.  They differ from
         libvirt's XML after libvirt was killed in the middle of a switch, and
         stay so until the domain is off.  A lock on a lower image says nothing
-        where the active one is locked too, and XML and headers agree: QEMU
-        keeps the base of a commit that was given up open for writing.
+        where the active one is locked too, XML and headers agree, and no mirror
+        is left: QEMU keeps the base of a commit that was given up open for writing.
 
         Args:
             overlays: Images that stand on the active image of *chain*.
@@ -79,7 +79,9 @@ class Found:
         suspects = [*overlays, *lower]
         if files.written_by_other(self.path):
             # a snapshot that was begun and not taken leaves the overlay open for writing, too
-            suspects = [] if agrees else lower
+            # and a pivot that libvirt has not heard of leaves both locked, and a mirror in its XML
+            given_up = agrees and not ours and self.source.mirror is None
+            suspects = [] if given_up else lower
         for path in suspects:
             if files.written_by_other(path):
                 return f"{name} writes to {path}, and libvirt says {self.path}; {ways}"
