@@ -179,34 +179,14 @@ class Applier:
             yield
             return
         host, name = restarted.host, restarted.domain.name
+        session = sessions[restarted.desired.label]
         # first: a kill from here on leaves a guest that the next apply starts again
-        self._remember_running(restarted)
+        session.write(replace(session.state, restart=True))
         host.stop(name, restarted.desired.shutdown_timeout)
         try:
             yield
         finally:
-            self._runs_again(restarted, host)
-
-    def _remember_running(self, found: Look) -> None:
-        disk = found.desired
-        state = self.states.disk(disk.domain, disk.target)
-        self.states.write(disk.domain, disk.target, replace(state, restart=True))
-
-    def _runs_again(self, found: Look, host: Hypervisor) -> bool:
-        """
-        See that the guest of a disk runs, and forget that it has to be started.
-
-        Returns:
-            False where it runs already, or is there no more.
-        """
-        disk = found.desired
-        domain = host.domain(disk.domain)
-        off = domain is not None and not domain.on
-        if off:
-            host.start(disk.domain)
-        state = self.states.disk(disk.domain, disk.target)
-        self.states.write(disk.domain, disk.target, replace(state, restart=False))
-        return off
+            _run_again(host, session)
 
     def start_again(self, plan: DiskPlan, found: Look) -> None:
         """
@@ -218,13 +198,9 @@ class Applier:
         disk, host = found.desired, found.host
         if host is None or not self.states.disk(disk.domain, disk.target).restart:
             return
-        with self._held(plan):
-            left = self.states.disk(disk.domain, disk.target).restart
-            if left and self._runs_again(found, host):
+        with self.states.locked(disk.domain, disk.target, self._wait_for) as session:
+            if session.state.restart and _run_again(host, session):
                 self.reporter.note(plan, "the guest runs again: an interrupted apply stopped it")
-
-    def _held(self, plan: DiskPlan) -> AbstractContextManager[None]:
-        return self._wait_for(self.states.lock_file(plan.domain, plan.target), plan.label)
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:
         """
@@ -268,8 +244,8 @@ class Applier:
         unfinished, host, disk = found.state.unfinished, found.host, found.desired
         if host is None or unfinished is None or not unfinished.live:
             return
-        with self._held(plan):
-            unfinished = self.states.disk(disk.domain, disk.target).unfinished
+        with self.states.locked(disk.domain, disk.target, self._wait_for) as session:
+            unfinished = session.state.unfinished
             domain = host.domain(disk.domain)
             if unfinished is None or not unfinished.live or domain is None or not domain.on:
                 return
@@ -313,6 +289,21 @@ class Applier:
 
     def _wait_for(self, path: Path, what: str) -> AbstractContextManager[None]:
         return waiting(self.options.patience, self.go_on)(path, what)
+
+
+def _run_again(host: Hypervisor, session: Session) -> bool:
+    """
+    See that the guest of a disk runs, and forget that it has to be started.
+
+    Returns:
+        False where it runs already, or is there no more.
+    """
+    domain = host.domain(session.domain)
+    off = domain is not None and not domain.on
+    if off:
+        host.start(session.domain)
+    session.write(replace(session.state, restart=False))
+    return off
 
 
 def settled_state(state: DiskState, chain: Chain) -> DiskState:
