@@ -281,10 +281,11 @@ def still_there(one: Leftover) -> bool:
         Refused: Somebody wrote to it since.
     """
     now = files.file_id(one.path)
-    if now == one.file:
-        return True
     if now is None:
         return False
+    # without a birth time an inode number may be a new file's, which has another change time
+    if now.has_same_content(one.file) and (now.born or now.changed == one.file.changed):
+        return True
     what = "was written to since" if now.is_same_file(one.file) else "is another file now"
     raise Refused(
         f"{one.path} was merged or discarded, and {what}",
