@@ -430,8 +430,8 @@ def test_a_link_that_is_changed_between_two_looks_at_it_leads_nowhere(tmp_path, 
         allowed.symlink_to(secret)
 
     monkeypatch.setattr(images.Trust, "require_allowed", switched)
+    trust = images.Trust(roots=images.Roots([str(allowed)]))
     with pytest.raises(ObserveError) as refused:
-        trust = images.Trust(roots=images.Roots([str(allowed)]))
         trust.image(allowed / "a", None, Lookups())
 
     assert str(refused.value).endswith("cannot be read: Too many levels of symbolic links")

@@ -1,0 +1,244 @@
+"""Who a file is: images that are missing, replaced or written to by somebody else, and `adopt`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.images.disks import Disk, Outcome, command, process, tool, view, write
+
+
+def run(disk: Disk, *words: str | Path) -> Outcome:
+    return command(*words, "--state-dir", disk.state)
+
+
+def killed(disk: Disk) -> Outcome:
+    """An apply in a process of its own, which a tool kills."""
+    return process("apply", "-y", "--state-dir", disk.state, disk.spec_file, env=dict(os.environ))
+
+
+def applied(disk: Disk, chain: str = "b <- p <- x") -> Disk:
+    """*disk* after its spec was applied once, so that its images are remembered."""
+    disk.spec(chain)
+    outcome = disk.apply()
+    assert outcome.code == 0, outcome
+    disk.keep()
+    return disk
+
+
+@pytest.fixture
+def three(disk: Disk) -> Disk:
+    disk.add("b", "512k:A")
+    disk.add("p", "64k:P 448k:-", on="b")
+    disk.add("x", "64k:- 64k:X 384k:-", on="p")
+    return applied(disk)
+
+
+def test_an_active_image_that_is_missing_is_never_made_anew(three: Disk) -> None:
+    """Its folder may not be mounted: an empty image in its place would hide the guest's data."""
+    three.path("x").rename(three.root / "away.qcow2")
+
+    plan, outcome = three.plan(), three.apply()
+    assert plan.error is not None
+    assert "is missing, and the state file names it as the active image" in plan.error
+    assert "is its folder mounted?" in plan.error
+    assert "virt-chain adopt vm:vda p.qcow2" in plan.error
+    assert outcome.code == 1
+    assert not three.path("x").exists()
+
+    (three.root / "away.qcow2").rename(three.path("x"))
+    assert three.plan().steps == []
+
+
+def test_a_person_says_that_the_active_image_is_gone_for_good(three: Disk) -> None:
+    three.path("x").unlink()
+    adopted = run(three, "adopt", "vm:vda", "p.qcow2", "-y", "--spec", three.spec_file)
+    assert adopted.code == 0, adopted
+    assert f"no longer {three.path('x')}, which is missing" in adopted.out
+
+    three.spec("b <- p <- y")
+    assert three.apply().code == 0
+    assert view(three.path("y")) == three.golden["p"]
+
+
+def test_nothing_is_adopted_without_a_person(three: Disk) -> None:
+    three.path("x").unlink()
+    adopted = run(three, "adopt", "vm:vda", "p.qcow2", "--spec", three.spec_file)
+
+    assert adopted.code == 1
+    assert "stdin is not a terminal; use -y to adopt without confirmation" in adopted.err
+    assert three.plan().error is not None
+
+
+def test_a_disk_whose_image_is_gone_may_begin_anew(disk: Disk) -> None:
+    disk.spec("x", sizes={"x": "1M"})
+    assert disk.apply().code == 0
+    disk.path("x").unlink()
+    assert "virt-chain adopt vm:vda --new" in (disk.plan().error or "")
+    assert run(disk, "adopt", "vm:vda", "--new", "-y", "--spec", disk.spec_file).code == 0
+
+    assert disk.apply().code == 0
+    assert disk.path("x").exists()
+
+
+def replaced(path: Path, below: str | None) -> None:
+    """Another image under the same name, as a newer template is put there."""
+    new = path.with_name("new.qcow2")
+    on = ["-b", below, "-F", "qcow2"] if below else []
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *on, new, "512k", cwd=path.parent)
+    write(new, "64k:N")
+    os.rename(new, path)
+
+
+CHANGES = {
+    "replaced": (lambda disk: replaced(disk.path("b"), None), "b.qcow2 is another file now"),
+    "written to": (lambda disk: write(disk.path("b"), "64k:W"), "b.qcow2 was written to"),
+    "merged by hand": (
+        lambda disk: tool(
+            "qemu-img", "rebase", "-q", "-F", "qcow2", "-b", "b.qcow2", disk.path("x")
+        ),
+        "p.qcow2 was below the active image and is not in the chain now",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_from_outside_is_told_first_and_nothing_copies_its_data(
+    three: Disk, name: str
+) -> None:
+    change, told = CHANGES[name]
+    change(three)
+    files = sorted(three.images.iterdir())
+    shown = run(three, "show", three.spec_file)
+    three.spec("b <- x")
+    planned, outcome = run(three, "plan", three.spec_file), three.apply()
+
+    assert told in shown.out
+    assert told in planned.out
+    if name == "merged by hand":
+        return  # the new spec is what is there: nothing is copied
+    assert outcome.code == 1
+    assert "virt-chain adopt vm:vda" in outcome.out
+    assert sorted(three.images.iterdir()) == files
+
+    assert run(three, "adopt", "vm:vda", "-y", "--spec", three.spec_file).code == 0
+    expected = view(three.path("x"))
+    assert three.apply().code == 0
+    assert view(three.path("x")) == expected
+    assert told not in run(three, "plan", three.spec_file).out
+
+
+def test_a_disk_with_nothing_to_do_tells_of_a_change_too(three: Disk) -> None:
+    replaced(three.path("b"), None)
+    planned = run(three, "plan", three.spec_file)
+
+    assert planned.code == 0
+    assert "WARNING: changed by another program: b.qcow2 is another file now" in planned.out
+    data = run(three, "plan", three.spec_file, "--json").data
+    assert "b.qcow2 is another file now" in data["domains"][0]["disks"][0]["warnings"][0]
+
+
+def test_a_new_overlay_may_be_made_on_a_changed_image(three: Disk) -> None:
+    """It copies nothing, and a snapshot may be what is needed most."""
+    replaced(three.path("b"), None)
+    three.spec("b <- p <- x <- y")
+
+    assert three.apply().code == 0
+
+
+def test_owner_mode_and_names_may_change(three: Disk) -> None:
+    """libvirt gives images another owner at each start of a guest, and back."""
+    os.chmod(three.path("b"), 0o640)
+    os.link(three.path("p"), three.root / "backup.qcow2")
+    os.unlink(three.root / "backup.qcow2")
+
+    assert "WARNING" not in run(three, "plan", three.spec_file).out
+    assert three.plan().steps == []
+
+
+def test_the_active_image_may_have_been_written_to(three: Disk) -> None:
+    write(three.path("x"), "64k:Y")
+
+    assert "WARNING" not in run(three, "plan", three.spec_file).out
+
+
+def interrupted(three: Disk, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    """An apply that drops p, killed in the qemu-img call *before*, with its steps in flight."""
+    fake = three.root / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    real = shutil.which("qemu-img")
+    fake.write_text(
+        "#!/bin/bash\n"
+        f'if [ "$1" = {before} ] && grep -q unfinished {three.state}/vm.toml 2>/dev/null; then\n'
+        f'  kill -9 $PPID; sleep 5\nfi\nexec {real} "$@"\n'
+    )
+    fake.chmod(0o755)
+    three.spec("b <- x")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        assert killed(three).code != 0
+    assert "unfinished" in (three.state / "vm.toml").read_text()
+
+
+def test_steps_in_flight_never_go_on_in_a_file_that_somebody_has_put_back(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = three.root / "backup.qcow2"
+    shutil.copy2(three.path("p"), backup)
+    interrupted(three, monkeypatch, "check")
+    three.path("p").unlink()
+    shutil.copy2(backup, three.path("p"))
+    outcome = three.apply()
+
+    assert outcome.code == 1
+    assert f"{three.path('p')} is not the file that an interrupted merge" in outcome.out
+    assert "virt-chain adopt vm:vda" in outcome.out
+    assert run(three, "adopt", "vm:vda", "-y", "--spec", three.spec_file).code == 0
+    assert three.apply().code == 0
+    assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_leftover_that_was_restored_from_a_backup_is_never_removed(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = three.root / "backup.qcow2"
+    shutil.copy2(three.path("p"), backup)
+    os.utime(backup, (time.time() - 86400,) * 2)
+    fake = three.root / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/bash\n"
+        f'if [ "$1" = info ] && grep -q leftovers {three.state}/vm.toml 2>/dev/null; then\n'
+        f'  kill -9 $PPID; sleep 5\nfi\nexec {shutil.which("qemu-img")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    three.spec("b <- x")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        killed(three)
+    assert "leftovers" in (three.state / "vm.toml").read_text()
+    three.path("p").unlink()
+    shutil.copy2(backup, three.path("p"))
+    three.apply()
+
+    assert three.path("p").exists()
+    assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_leftover_that_a_program_has_open_stays(three: Disk) -> None:
+    (three.root / "state").mkdir(exist_ok=True)
+    three.spec("b <- x")
+    reader = ["qemu-io", "-r", "-f", "qcow2", "-c", "sleep 20000", str(three.path("p"))]
+    with subprocess.Popen(reader, stdout=subprocess.DEVNULL) as process:
+        time.sleep(0.5)
+        outcome = three.apply()
+        process.kill()
+
+    assert outcome.code == 0, outcome
+    assert three.path("p").exists()
+    assert "p.qcow2 stays on disk: another program has it open" in outcome.out + outcome.err
