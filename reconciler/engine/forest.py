@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 from reconciler.engine.around import Found
@@ -154,16 +154,22 @@ class Forest:
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
-        """Who else stands on each image of *tree*, or lists it, in words; none where nobody."""
-        own = tree.own
+        """
+        Who else stands on each image of *tree*, or lists it, in words; none where nobody.
+
+        Whoever stands on an image stands on those below it, too.
+        """
+        own, label = tree.own, tree.desired.label
         found: dict[Path, tuple[str, ...]] = {}
-        for image in tree.chain:
+        overlays: tuple[Path, ...] = ()
+        for image in reversed(tree.chain.images):
+            overlays = tuple(sorted({*overlays, *self._foreign(image.identity, own)}))[:MANY]
             if image.path in self.templates:
                 continue  # no user more or less changes what may be done with it
             names = (image.path,) if image.second is None else (image.path, image.second)
-            others = self._others(image.identity, own, names, tree.desired.label)
-            if others:
-                found[image.path] = others
+            labels = islice(self._listing(names, label), MANY)
+            if users := dict.fromkeys((*(path.name for path in overlays), *labels)):
+                found[image.path] = tuple(users)[:MANY]
         return found
 
     def strangers(self, tree: Tree) -> tuple[Path, ...]:
@@ -191,8 +197,9 @@ class Forest:
         own, label = tree.own, tree.desired.label
         claimed: dict[Path, str] = {}
         for left in tree.state.leftovers:
-            there = tree.places.get(left.path)
-            if users := self._others(there, own, (left.path,), label):
+            overlays = (path.name for path in self._foreign(tree.places.get(left.path), own))
+            labels = islice(self._listing([left.path], label), MANY)
+            if users := tuple(dict.fromkeys((*overlays, *labels)))[:MANY]:
                 claimed[left.path] = f"{', '.join(users)} stands on it or lists it"
             elif left.path in self.templates:
                 claimed[left.path] = "the spec calls it a template"
@@ -211,15 +218,17 @@ class Forest:
                     )
         return None
 
-    def _others(
-        self, file: Identity | None, own: frozenset[Path], names: Iterable[Path], label: str
-    ) -> tuple[str, ...]:
+    def _foreign(self, file: Identity | None, own: frozenset[Path]) -> Iterator[Path]:
         """
-        The first who stand on *file* or list one of its *names*.
+        The first overlays that stand on *file* itself and are not *own*, and those on them.
 
-        A base may have ten thousand users, and each of its disks asks: so a few are enough.
+        A base may have ten thousand of them, and each of its disks asks: a few are enough.
         """
-        overlays = (path.name for path in self.overlays.ordered(file) if path not in own)
-        labels = (one for name in names for one in self.labels.get(name, ()) if one != label)
-        some = chain(islice(overlays, MANY), islice(labels, MANY))
-        return tuple(dict.fromkeys(some))[:MANY]
+        direct = ((path, who) for path, who in self.overlays.directly_on(file) if path not in own)
+        for path, who in islice(direct, MANY):
+            yield path
+            yield from islice((one for one in self.overlays.ordered(who) if one not in own), MANY)
+
+    def _listing(self, names: Iterable[Path], label: str) -> Iterator[str]:
+        """Disks other than *label* that list or have a file under one of *names*."""
+        return (one for name in names for one in self.labels.get(name, ()) if one != label)

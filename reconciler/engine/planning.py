@@ -159,11 +159,12 @@ def _view_of(path: Path, task: Task) -> View:
     """The map of the view of *path*, and whether it begins as an image format would."""
     from reconciler.tools import views  # only a merge needs it
 
-    if path in task.chain:
+    own = path in task.chain  # QEMU has just read it as its headers have it
+    if own:
         chain = task.chain.up_to(path)
     else:
         chain = next(c.up_to(path) for c in task.outside.values() if path in c)
-    extents = qemuimg.map_view(chain.images)
+    extents = qemuimg.map_view(chain.images, as_recorded=own)
     raw = any(image.format == "raw" for image in chain)
     forged = raw and views.first_bytes_forged(chain.images)
     return View(extents, forged)

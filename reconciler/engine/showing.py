@@ -100,8 +100,9 @@ def _roles(found: Look) -> Iterable[tuple[Path, Role]]:
 def _alone(found: Look) -> Iterable[tuple[Path, tuple[Range, ...]]]:
     if not len(found.chain):
         return
+    safe = not any(image.left_alone or image.corrupt for image in found.chain)
     try:
-        extents = qemuimg.map_view(found.chain.images)
+        extents = qemuimg.map_view(found.chain.images, as_recorded=safe)
     except (ObserveError, ToolFailed):
         return
     top = len(found.chain) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from reconciler.model.errors import ObserveError
@@ -41,6 +41,12 @@ class Overlays:
     def naming(self, name: Path) -> frozenset[Path]:
         """The images whose headers have *name*, and no other name of its file."""
         return frozenset(map(Path, self._names.get(str(name), ())))
+
+    def directly_on(self, file: Identity | None) -> Iterator[tuple[Path, Identity]]:
+        """The images in the folders whose own header names *file*, in the order of the scan."""
+        for name, own in self._above.get(file, ()) if file is not None else ():
+            if name in self._found and own != file:
+                yield Path(name), own
 
     def of(self, file: Identity | None) -> frozenset[Path]:
         """The images in the folders that stand on *file*."""

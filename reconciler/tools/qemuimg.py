@@ -170,9 +170,20 @@ def chain_info(chain: Sequence[Image]) -> list[tuple[str, int]]:
     return told[::-1]
 
 
-def map_view(images: Sequence[Image]) -> Extents:
-    """Which image provides which bytes of the view of the last of *images* (base first)."""
-    argv = ["qemu-img", "map", "-U", "--output=json", filename(images)]
+def map_view(images: Sequence[Image], *, as_recorded: bool = False) -> Extents:
+    """
+    Which image provides which bytes of the view of the last of *images* (base first).
+
+    Args:
+        as_recorded: The headers of *images* name this very chain: QEMU may follow them.
+            It takes eight times as long for twice as many images that are spelled out
+            one in another (measured, QEMU 7.2: more than a minute for 400).
+    """
+    top = images[-1]
+    if as_recorded and all(one.recorded is None or one.recorded_format for one in images):
+        argv = ["qemu-img", "map", "-U", "--output=json", "-f", top.format, os.fspath(top.path)]
+    else:
+        argv = ["qemu-img", "map", "-U", "--output=json", filename(images)]
     user = user_for(one.path for one in images)
     answer = process.run(argv, reads=True, user=user)[1]
     with _as_expected(argv):
