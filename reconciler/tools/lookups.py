@@ -182,7 +182,7 @@ class Lookups:
         try:
             yield evidence
         finally:
-            self._recorders.remove(evidence)
+            self._recorders.pop()
 
     def confirms(self, evidence: Evidence) -> bool:
         """True where every question of *evidence* has the same answer now."""

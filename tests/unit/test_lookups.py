@@ -166,6 +166,18 @@ def test_evidence_of_what_was_recalled_is_evidence_of_what_it_is_part_of(file: P
     assert not Lookups(memory).confirms(evidence)
 
 
+def test_recordings_within_one_another_end_one_by_one(file: Path) -> None:
+    """Two that heard the same are two all the same."""
+    look = Lookups()
+    with look.recording() as outer:
+        with look.recording() as inner:
+            look.version(str(file))
+        look.version(str(file.parent))
+
+    assert set(inner) == {("version", str(file))}
+    assert set(outer) == {("version", str(file)), ("version", str(file.parent))}
+
+
 def test_nothing_on_a_network_filesystem_is_remembered(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
