@@ -330,18 +330,21 @@ class Survey:
         )
 
     def _changes(self, tree: Tree) -> tuple[str, ...]:
-        """What somebody else has done to images below the active one, in sentences."""
+        """
+        What somebody else has done to images that were below the active one, in sentences.
+
+        An image that only went off the chain is as it was: whoever merged its data upward by
+        hand has changed no restore point.
+        """
         if tree.state.unfinished is not None or not tree.state.images:
             return ()
-        lower = {image.path for image in tree.chain.images[:-1]}
+        concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
         found = []
         for path, known in tree.state.images.items():
-            if path not in lower:
-                where = "is the active image now" if path == active else "is not in the chain now"
-                found.append(f"{path.name} was below the active image and {where}")
-            elif what := self._change(path, known):
-                found.append(f"{path.name} {what}")
+            if path in concerned and (what := self._change(path, known)):
+                place = ", and is the active image now" if path == active else ""
+                found.append(f"{path.name} {what}{place}")
         return tuple(found)
 
     def _change(self, path: Path, known: FileId) -> str | None:
@@ -356,9 +359,9 @@ class Survey:
             if (there.st_ino, there.st_size, there.st_mtime_ns) == same:
                 return None
         now = files.file_id(path)
-        if now is None or not now.is_same_file(known):
-            return "is another file now"
-        return "was written to"
+        if now is None:
+            return None  # a chain without it is refused, or has no need of it
+        return "was written to" if now.is_same_file(known) else "is another file now"
 
     def _overlays(self, trees: Collection[Tree]) -> Overlays:
         folders: set[Path] = set()
