@@ -27,7 +27,7 @@ SECONDS = 30
 _FIXED = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 _CALL = re.compile(
-    r"\b(?P<call>open|openat|connect|execve)\((?P<words>.*?)\)\s+= (?P<result>-?\d+)"
+    r"\b(?P<call>open|openat|openat2|connect|execve)\((?P<words>.*?)\)\s+= (?P<result>-?\d+)"
 )
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -169,7 +169,7 @@ def bounded(*words: str | Path, umask: int | None = None) -> Outcome:
 def traced(root: Path, *words: str | Path) -> Traced:
     """``virt-chain WORDS`` under strace: every file that any of its processes opened."""
     log = root / "strace.log"
-    calls = "trace=open,openat,connect,execve"
+    calls = "trace=open,openat,openat2,connect,execve"
     # a filter in the kernel: only these calls stop the process
     tracing = ("-f", "--seccomp-bpf", "-qq", "-s", "4096", "-e", calls, "-o", log)
     outcome = process(*words, tracer=("strace", *map(os.fspath, tracing)))

@@ -178,7 +178,7 @@ def test_strace_sees_what_is_opened(scene: Scene) -> None:
     """The proof above would notice: an honest image is seen, and so is qemu-img."""
     empty(scene.images / "b.qcow2")
     empty(scene.images / "x.qcow2", "b.qcow2")
-    scene.spec("b <- x")
+    scene.spec("b <- x <- y")  # QEMU is asked about disks that have steps
 
     seen = scene.traced("plan")
 
