@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.guests.domain_xml import DiskSource, Witness
 from tests.guests.records import records_in
 from tests.guests.scene import Scene, grown
@@ -596,3 +597,25 @@ def test_a_paused_guest_is_left_to_whoever_works_at_its_disk(scene: Scene) -> No
 
     assert scene.world.state("web") == "running"
     assert "stood still for a flush" in done.stdout + done.stderr
+
+
+def test_a_domain_whose_image_is_gone_goes_on_from_one_that_is_there(scene: Scene) -> None:
+    """The definition names the lost image: adopting writes the other one there."""
+    grown(scene, "mon")
+    scene.world.shutdown("web")
+    scene.path("mon").unlink()
+    error = scene.run("plan", "--json").stdout
+    assert "virt-chain adopt web:vda base.qcow2" in error
+    assert "is its folder mounted?" in error
+    assert scene.files() == {"base"}
+
+    words = ["adopt", "web:vda", "base.qcow2", "-y", "--spec", str(scene.spec)]
+    state = ["--state-dir", str(scene.world.images / "state")]
+    done = forked.run([*words, *state], timeout=40)
+    assert done.returncode == 0, done.stdout + done.stderr
+    scene.want(vda="base <- tue")
+    scene.apply()
+
+    assert scene.chain() == ["base", "tue"]
+    scene.world.boot("web")
+    scene.guest.wait_for(5)
