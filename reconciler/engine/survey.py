@@ -156,6 +156,10 @@ class Survey:
                 tree = replace(tree, state=replace(state, names=names))
             chain = images.with_names(chain, tree.state.names, lookups)
             return replace(tree, chain=chain)
+        except images.BackingMissing as error:
+            same_name = (path for path in tree.listed if path.name == error.missing.name)
+            moved = next((path for path in same_name if self._exists(path)), None)
+            return replace(tree, error=error.told(moved))
         except ReconcilerError as error:
             return replace(tree, error=str(error))
 

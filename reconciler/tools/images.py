@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -271,7 +272,7 @@ def walk(active: Path, trust: Trust, lookups: Lookups | None = None) -> Chain:
         try:
             image = trust.image(given, recorded_format, lookups)
         except ObserveError as error:
-            raise _named_by(images, error) from error
+            raise _named_by(images, error, given) from error
         assert image.identity is not None
         if image.identity in seen:
             names = " <- ".join(short_name(one.path) for one in [image, *reversed(images)])
@@ -310,17 +311,41 @@ def identity_at(path: Path, lookups: Lookups) -> Identity | None:
     return None if found is None else Identity(found.st_dev, found.st_ino)
 
 
-def _named_by(images: list[Image], error: ObserveError) -> ObserveError:
+class BackingMissing(ObserveError):
+    """
+    The backing file that a header names is not there.
+
+    Attributes:
+        missing: Its absolute path.
+    """
+
+    def __init__(self, reason: str, missing: Path, overlay: Image) -> None:
+        self.missing = missing
+        self._reason, self._overlay = reason, overlay
+        super().__init__(self.told(None))
+
+    def told(self, place: Path | None) -> str:
+        """The message, with the command that relinks the overlay to *place*, if that is known."""
+        overlay = self._overlay
+        where = shlex.quote(str(place)) if place is not None else "NEW-PLACE"
+        moved = f"it was moved to {place}" if place is not None else "it was moved"
+        return (
+            f"{self._reason}; {overlay.path} names it as its backing file ({overlay.recorded!r}); "
+            f"if {moved}, relink it: qemu-img rebase -u -F {overlay.recorded_format or 'FORMAT'} "
+            f"-b {where} {shlex.quote(str(overlay.path))}"
+        )
+
+
+def _named_by(images: list[Image], error: ObserveError, given: Path) -> ObserveError:
+    """*error* about the image *given*, told as what the overlay above it names."""
     if not images:
         return error
     overlay = images[-1]
-    said = f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
     if str(error).endswith("does not exist"):
-        said += (
-            "; if it was moved, relink it: qemu-img rebase -u "
-            f"-F {overlay.recorded_format or 'FORMAT'} -b 'ITS NEW PLACE' '{overlay.path}'"
-        )
-    return ObserveError(said)
+        return BackingMissing(str(error), given, overlay)
+    return ObserveError(
+        f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
+    )
 
 
 def _chosen(path: Path, said: Format | None, recorded: str | None, default: Format) -> Format:

@@ -57,6 +57,12 @@ def shape(xml: str) -> tuple[str, list[int]]:
     return text, sizes
 
 
+def has_only_images(xml: str) -> bool:
+    """True where each disk is an image in a file: another kind of drive is booted with."""
+    disks = ET.fromstring(xml).findall("devices/disk")
+    return all((source := disk.find("source")) is not None and source.get("file") for disk in disks)
+
+
 def _size(disk: ET.Element) -> int:
     """What the guest sees of a disk, in bytes."""
     driver, source = disk.find("driver"), disk.find("source")

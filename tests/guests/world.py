@@ -113,11 +113,11 @@ class World:
         Its kernel has booted before, see `tests.guests.warm`; :meth:`start` boots it.
         """
         guest = self._guests[name]
-        if self._boot.saved is None:
+        xml = self.xml(name, inactive=True)
+        if self._boot.saved is None or not warm.has_only_images(xml):
             self.start(name)
             guest.wait_booted(seconds)
             return guest
-        xml = self.xml(name, inactive=True)
         shaped = warm.shape(xml)
         template = warm.saved(
             self._boot.saved, shaped, lambda path: self._make_template(xml, shaped[1], path)

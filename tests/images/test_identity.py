@@ -248,3 +248,21 @@ def test_a_leftover_that_a_program_has_open_stays(three: Disk) -> None:
     assert outcome.code == 0, outcome
     assert three.path("p").exists()
     assert "p.qcow2 stays on disk: another program has it open" in outcome.out + outcome.err
+
+
+def test_a_base_that_was_moved_is_found_where_the_spec_lists_it(three: Disk) -> None:
+    pool = three.root / "pool"
+    pool.mkdir()
+    three.path("b").rename(pool / "b.qcow2")
+    three.spec("b <- p <- x", more=f"# the pool\n# {pool}")
+    text = three.spec_file.read_text().replace('"b.qcow2"', f'"{pool}/b.qcow2"')
+    three.spec_file.write_text(text)
+    error = three.plan().error or ""
+
+    command_line = error.partition("relink it: ")[2]
+    assert command_line == (
+        f"qemu-img rebase -u -F qcow2 -b {pool}/b.qcow2 {three.images.resolve()}/p.qcow2"
+    )
+    tool(*command_line.split())
+    assert three.plan().error is None
+    assert view(three.path("x")) == three.golden["x"]

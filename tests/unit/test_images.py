@@ -150,7 +150,7 @@ def test_a_missing_image_is_told_with_who_names_it(tmp_path):
     assert refusal(tue) == (
         f"{tmp_path.parent}/gone.qcow2 does not exist; {tmp_path}/mon.qcow2 names it as its "
         "backing file ('../gone.qcow2'); if it was moved, relink it: qemu-img rebase -u "
-        f"-F qcow2 -b 'ITS NEW PLACE' '{tmp_path}/mon.qcow2'"
+        f"-F qcow2 -b NEW-PLACE {tmp_path}/mon.qcow2"
     )
 
 
