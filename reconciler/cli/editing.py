@@ -19,7 +19,7 @@ from reconciler.cli.progress import Silent
 from reconciler.engine import specfile
 from reconciler.engine.applying import Applier, Options
 from reconciler.engine.looking import Look, look
-from reconciler.engine.planning import plan_all
+from reconciler.engine.planning import overwritten, plan_all
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Entry, Spec
@@ -165,6 +165,7 @@ def roll_back(act: Act, image: str) -> bool:
     texts = Texts()
     for found, to, new in zip(looks, points, _new_names(spec, disks, None), strict=True):
         disk = found.desired
+        _require_observed(found, to)
         text = edit.roll_back(
             texts.of(disk),
             disk.domain,
@@ -176,6 +177,26 @@ def roll_back(act: Act, image: str) -> bool:
         )
         texts.put(disk, text)
     return _done(act, disks, texts)
+
+
+def _require_observed(found: Look, to: Entry) -> None:
+    """
+    Only a state that is on the disk can be gone back to.
+
+    Raises:
+        Mistake: The spec lists *to*, and the disk does not have it, or not any more.
+    """
+    label, name = found.desired.label, _short(to)
+    if found.error is not None:
+        raise Mistake(f"nothing was done: {label}: {found.error}")
+    path = Path(os.path.realpath(to.path))
+    if path not in found.chain:
+        raise Mistake(f"{label} has no {name}: its chain is {found.chain}; nothing was done")
+    if path in overwritten(found):
+        raise Mistake(
+            f"{name} is overwritten by a merge that was interrupted, and no restore point any "
+            "more; nothing was done: virt-chain apply finishes the merge"
+        )
 
 
 def _restore_point(disk: DesiredDisk, image: str, disks: Sequence[DesiredDisk]) -> Entry:

@@ -623,6 +623,10 @@ def _patience(seconds: float) -> float:
 
 def _save(path: Path, made: Plan) -> None:
     """Only its owner may write to it: `apply` refuses what others could have written."""
+    from reconciler.spec.planfile import is_plan_file
+
+    if os.path.lexists(path) and not _is_device(path) and not is_plan_file(path):
+        raise Mistake(f"{path} exists and is not a plan file; nothing was overwritten")
     try:
         with open(
             path, "w", encoding="utf-8", opener=lambda name, how: os.open(name, how, 0o600)
@@ -633,6 +637,13 @@ def _save(path: Path, made: Plan) -> None:
             file.write(json.dumps(made.as_data(), indent=2) + "\n")
     except OSError as error:
         raise Mistake(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _is_device(path: Path) -> bool:
+    """True for ``/dev/stdout`` and the like, which hold nothing that could be lost."""
+    with suppress(OSError):
+        return stat.S_ISCHR(path.stat().st_mode) or stat.S_ISFIFO(path.stat().st_mode)
+    return False
 
 
 def _print_json(data: dict[str, Any]) -> None:

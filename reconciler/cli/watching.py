@@ -244,7 +244,7 @@ def _status_lines(data: Mapping[str, Any]) -> list[str]:
             lines.append(f"at work on {', '.join(data['working'])}")
     quiet = 0
     for label, disk in data["disks"].items():
-        if disk["kind"] == "in force":
+        if disk["kind"] == "in force" and not disk["why"]:
             quiet += 1
             continue
         lines.append(f"{label}  {disk['kind']}: {disk['why']}")

@@ -11,13 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reconciler.engine.disk_state import DiskState, now
-from reconciler.engine.state import Session, StateFolder, Waiting
+from reconciler.engine.disk_state import DiskState, Unfinished, now
+from reconciler.engine.forest import Tree
+from reconciler.engine.recorded import settled_state
+from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import Mistake, Refused, StaleChain
 from reconciler.model.image import Chain
-from reconciler.tools import images
+from reconciler.tools import files, images
 from reconciler.tools.lookups import Lookups
 
 
@@ -29,7 +31,7 @@ class Adoption:
     Attributes:
         chain: The chain that the disk has from then on; empty: it has no image yet.
         facts: What changes with it, in sentences.
-        state: What is remembered then.
+        state: What is remembered then, with the images as they were shown.
         before: What is remembered now.
     """
 
@@ -55,15 +57,9 @@ def consider(
     """
     survey = Survey(spec, states, Lookups())
     tree = survey.forest([disk]).trees[disk.label]
-    known = tree.state.active or (tree.attached if tree.found is not None else None)
-    facts: tuple[str, ...]
+    known = tree.state.active or tree.attached
     if new:
-        if known is None or known.exists():
-            where = f"{known} exists" if known else "no image of it is known"
-            raise Mistake(f"{disk.label}: --new is for a disk whose image is gone, and {where}")
-        facts = (f"{known} is given up: the next apply creates a new disk",)
-        state = DiskState(given_up=known)
-        return Adoption(disk, Chain(), facts, state, tree.state)
+        return _given_up(tree, known)
     if image is None:
         if tree.error is not None:
             raise Refused(tree.error, f"name its image: virt-chain adopt {disk.label} IMAGE")
@@ -73,31 +69,67 @@ def consider(
     active = chain.active
     if active is None:
         raise Mistake(f"{disk.label} has no image yet; virt-chain apply creates it")
-    facts = tuple(_facts(tree.state, tree.changes, known, active.path))
-    if tree.state.unfinished is not None and image is None and not tree.replaced:
-        raise Refused(
-            f"{disk.label} has interrupted steps, and all their images are there",
-            "virt-chain apply finishes them",
-        )
+    unfinished = tree.state.unfinished
+    if unfinished is not None and tree.error is None and not tree.replaced:
+        if not tree.changes or active.path != known:
+            raise Refused(
+                f"{disk.label} has interrupted steps, and all their images are there",
+                "virt-chain apply finishes them",
+            )
+    else:
+        unfinished = None
     if tree.found is not None and active.path != tree.attached and tree.found.domain.on:
         raise Refused(f"{disk.domain} is {tree.found.domain.state}", "shut it off first")
-    state = DiskState(active=active.path, applied=tree.state.applied, names=tree.state.names)
+    facts = tuple(_facts(tree.state, unfinished, tree.changes, known, active.path))
+    fresh = settled_state(replace(tree.state, images={}, leftovers=()), chain)
+    state = replace(fresh, unfinished=unfinished)
+    if unfinished is not None:
+        state = replace(state, leftovers=tree.state.leftovers)
     return Adoption(disk, chain, facts, state, tree.state)
 
 
+def _given_up(tree: Tree, known: Path | None) -> Adoption:
+    """A disk that begins anew."""
+    label = tree.desired.label
+    if known is None or known.exists():
+        where = f"{known} exists" if known else "no image of it is known"
+        raise Mistake(f"{label}: --new is for a disk whose image is gone, and {where}")
+    entries = reversed(tree.desired.chain)
+    lower = next((one for one in entries if not one.template and one.path.exists()), None)
+    if lower is not None:
+        raise Mistake(
+            f"{label}: --new is for a disk that has lost all its images, and {lower.path} is "
+            f"there; go on from it with: virt-chain adopt {label} {lower.name}"
+        )
+    state = DiskState(given_up=known, restart=tree.state.restart)
+    facts = (f"{known} is given up: the next apply creates a new disk",)
+    return Adoption(tree.desired, Chain(), facts, state, tree.state)
+
+
 def _facts(
-    state: DiskState, changes: tuple[str, ...], known: Path | None, active: Path
+    state: DiskState,
+    unfinished: Unfinished | None,
+    changes: tuple[str, ...],
+    known: Path | None,
+    active: Path,
 ) -> list[str]:
     facts = list(changes)
     if known is not None and known != active:
         there = "is left as it is" if known.exists() else "is missing"
         facts.append(f"{active} is the active image, no longer {known}, which {there}")
+    if unfinished is not None:
+        facts.append("the interrupted steps are finished by the next apply")
+        return facts
     if state.unfinished is not None:
         facts.append(
             f"the merge that was interrupted ({state.unfinished.begun}) is given up; check the "
             "guest's data before you start it"
         )
-    facts += [f"{one.path} stays on disk" for one in state.every_leftover]
+        written = [path for path in state.unfinished.written if path != active and path.exists()]
+        if written:
+            names = ", ".join(path.name for path in written)
+            facts.append(f"it may have overwritten {names}: no restore point any more")
+    facts += [f"{one.path} stays on disk" for one in state.every_leftover if one.path.exists()]
     return facts
 
 
@@ -106,29 +138,27 @@ def carry_out(adoption: Adoption, spec: Spec, states: StateFolder, wait: Waiting
     Remember what was adopted; a domain that is off gets its new active image.
 
     Raises:
-        StaleChain: The disk has changed since.
+        StaleChain: The disk has changed since it was shown.
     """
-    from reconciler.engine.applying import settled_state
-
     disk = adoption.disk
     with states.locked(disk.domain, disk.target, wait) as session:
-        survey = Survey(spec, states, Lookups())
-        tree = survey.forest([disk]).trees[disk.label]
+        tree = Survey(spec, states, Lookups()).forest([disk]).trees[disk.label]
         same = replace(session.state, names=adoption.before.names) == adoption.before
-        if not same or not _still_there(adoption.chain):
+        if not same or not _as_shown(adoption):
             raise StaleChain(f"{disk.label} has changed meanwhile; run the command again")
         active = adoption.chain.active
-        if active is None:
-            session.write(adoption.state)
-            return
-        if tree.found is not None and active.path != tree.attached:
+        if active is not None and tree.found is not None and active.path != tree.attached:
+            if tree.found.domain.on:
+                raise StaleChain(f"{disk.domain} was started meanwhile; shut it off first")
             tree.found.host.attach(disk.domain, {disk.target: (active.path, active.format)})
-        _remember(session, settled_state(adoption.state, adoption.chain))
+        applied = adoption.state.applied or (now() if active is not None else None)
+        session.write(replace(adoption.state, applied=applied))
 
 
-def _still_there(chain: Chain) -> bool:
-    return all(images.identity(image.path) == image.identity for image in chain)
-
-
-def _remember(session: Session, state: DiskState) -> None:
-    session.write(replace(state, applied=state.applied or now()))
+def _as_shown(adoption: Adoption) -> bool:
+    """True where each image is the file that was shown, and nobody wrote to it since."""
+    there = all(images.identity(one.path) == one.identity for one in adoption.chain)
+    return there and all(
+        (who := files.file_id(path)) is not None and who.has_same_content(known)
+        for path, known in adoption.state.images.items()
+    )

@@ -28,6 +28,7 @@ from reconciler.engine.disk_state import (
     now,
 )
 from reconciler.engine.looking import look
+from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import Session, StateFolder, waiting
 from reconciler.engine.survey import Survey
 from reconciler.engine.tasks import Look
@@ -306,24 +307,6 @@ def _run_again(host: Hypervisor, session: Session) -> bool:
     return off
 
 
-def settled_state(state: DiskState, chain: Chain) -> DiskState:
-    """*state*, where the disk has *chain* and nothing is in flight."""
-    below = {image.path: files.file_id(image.path) for image in chain.images[:-1]}
-    images_ = {path: who for path, who in below.items() if who is not None}
-    known = state.images
-    same = images_.keys() == known.keys() and all(
-        who.has_same_content(known[path]) for path, who in images_.items()
-    )
-    active = chain.active.path if chain.active else None
-    return replace(
-        state,
-        active=active,
-        unfinished=None,
-        images=known if same else images_,
-        given_up=None,
-    )
-
-
 def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
     """Folders that the images of *plans* lie in or will lie in."""
     paths = {path for plan in plans for path in (*plan.observed.paths, *plan.desired)}
@@ -454,6 +437,7 @@ class _Run:
     written: dict[Path, None] = field(default_factory=dict)
     merged_at: dict[Path, FileId | None] = field(default_factory=dict)
     overlays: Overlays = field(default_factory=Overlays)
+    stays: set[Path] = field(default_factory=set)
     looked_at: dict[Path, Identity | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -866,11 +850,9 @@ class _Run:
 
     def _remove_leftover(self, step: Remove, left: Leftover) -> None:
         if users := self._users_of(left):
-            text = f"{left.path.name} stays on disk: {', '.join(users)} stands on it"
-            self.applier.reporter.note(self.plan, text)
+            self._stays(left.path, f"{', '.join(users)} stands on it")
         elif files.opened_by_other(left.path):
-            text = f"{left.path.name} stays on disk: another program has it open"
-            self.applier.reporter.note(self.plan, text)
+            self._stays(left.path, "another program has it open")
         elif planning.still_there(left):
             self._forget_states_of(left.path)
             seconds = self.applier.spec.host.keep(discarded=left.discarded)
@@ -883,12 +865,17 @@ class _Run:
                 self.plan, f"{left.path.name} is kept as {put}; virt-chain gc --all frees its room"
             )
 
+    def _stays(self, path: Path, why: str) -> None:
+        """A leftover is not removed, and neither is what it stands on."""
+        self.stays.add(path)
+        self.applier.reporter.note(self.plan, f"{path.name} stays on disk: {why}")
+
     def _users_of(self, left: Leftover) -> list[str]:
         """Names of images that stand on the leftover, by the look at all headers."""
         chain = self.backend.observe(self.active)
         if left.path in chain:
             raise StaleChain(f"{left.path} is in the chain {chain}")
-        gone = {one.path for one in self.state.leftovers}
+        gone = {one.path for one in self.state.leftovers} - self.found.claimed.keys() - self.stays
         users = self.overlays.ordered(images.identity(left.path))
         return [user.name for user in users if user not in gone]
 

@@ -76,6 +76,18 @@ class Unfinished:
                 paths.update(dict.fromkeys(order[order.index(step.base) : order.index(step.top)]))
         return tuple(paths)
 
+    def rewrites(self, path: Path) -> bool:
+        """
+        True where the steps write to the image *path*, or to its header.
+
+        A merge writes to the image that survives, and each overlay above may be relinked.
+        """
+        order = [link.image for link in self.links]
+        lowest = min((order.index(one) for one in self.written if one in order), default=None)
+        if path in order:
+            return lowest is not None and order.index(path) >= lowest
+        return path in self.written
+
 
 @dataclass(frozen=True, slots=True)
 class DiskState:

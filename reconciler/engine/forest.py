@@ -121,6 +121,7 @@ class Forest:
         folders: Mapping[Path, Folder],
         in_flight: Mapping[Path, Sequence[str]] | str,
         host: Host,
+        second_names: Iterable[frozenset[Path]] = (),
     ) -> Forest:
         """
         The forest of these trees.
@@ -128,6 +129,8 @@ class Forest:
         Args:
             domain_files: Every file that a domain has as a disk, and whose it is.
             in_flight: As the attribute, or why it cannot be told.
+            second_names: Names that lead to one file each, as through two mounts: what is
+                said of one holds for all.
         """
         labels: dict[Path, dict[str, None]] = {}
         listed: set[Path] = set()
@@ -141,6 +144,14 @@ class Forest:
                 labels.setdefault(path, {})[label] = None
         for path, label in domain_files:
             labels.setdefault(path, {})[label] = None
+        flight = {} if isinstance(in_flight, str) else dict(in_flight)
+        for names in second_names:
+            together = {one: None for name in names for one in labels.get(name, ())}
+            steps = tuple({one: None for name in names for one in flight.get(name, ())})
+            labels |= dict.fromkeys(names, together)
+            flight |= dict.fromkeys(names, steps)
+            listed |= names if names & listed else frozenset()
+            templates |= names if names & templates else frozenset()
         return cls(
             trees,
             overlays,
@@ -148,7 +159,7 @@ class Forest:
             frozenset(listed),
             frozenset(templates),
             folders,
-            {} if isinstance(in_flight, str) else in_flight,
+            flight,
             in_flight if isinstance(in_flight, str) else None,
             host,
         )
@@ -193,10 +204,23 @@ class Forest:
         )
 
     def claimed(self, tree: Tree) -> dict[Path, str]:
-        """Leftovers of *tree* that somebody else stands on or lists, and who does."""
-        own, label = tree.own, tree.desired.label
+        """
+        Leftovers of *tree* that somebody else stands on or lists, and who does.
+
+        A leftover that stays needs those below it, too.
+        """
+        claimed: dict[Path, str] = {}
+        while found := self._claims(tree, claimed):
+            claimed |= found
+        return claimed
+
+    def _claims(self, tree: Tree, stay: Mapping[Path, str]) -> dict[Path, str]:
+        """The leftovers that are claimed where those in *stay* are nobody's any more."""
+        own, label = tree.own - stay.keys(), tree.desired.label
         claimed: dict[Path, str] = {}
         for left in tree.state.leftovers:
+            if left.path in stay:
+                continue
             overlays = (path.name for path in self._foreign(tree.places.get(left.path), own))
             labels = islice(self._listing([left.path], label), MANY)
             if users := tuple(dict.fromkeys((*overlays, *labels)))[:MANY]:

@@ -111,6 +111,7 @@ def plan_disk(found: Look) -> DiskPlan:
             raise ObserveError(found.lost)
         if resumed is not None:
             _still_ours(found, resumed)
+            _unchanged(found)
             plan = _finish(empty, found, resumed)
         else:
             plan = _make(empty, found, found.task)
@@ -139,12 +140,8 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     paths = needed(task)
     images.require_confirmed(found.chain)  # QEMU reads it before anything is changed
     plan = make_plan(task, {path: _view_of(path, task) for path in paths})
-    if found.changes and not all(isinstance(one.step, Create) for one in plan.steps):
-        raise Refused(
-            f"the plan copies data of images that another program has changed ("
-            f"{'; '.join(found.changes)})",
-            f"check them, then run: virt-chain adopt {found.desired.label}",
-        )
+    if not all(isinstance(one.step, Create) for one in plan.steps):
+        _unchanged(found)
     notes = (*plan.notes, *_backups(found)) if plan.steps else plan.notes
     return replace(
         plan,
@@ -153,6 +150,16 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
         notes=notes,
         warnings=empty.warnings,
     )
+
+
+def _unchanged(found: Look) -> None:
+    """Refused where data would be copied of images that another program has changed."""
+    if found.changes:
+        raise Refused(
+            f"the plan copies data of images that another program has changed ("
+            f"{'; '.join(found.changes)})",
+            f"check them, then run: virt-chain adopt {found.desired.label}",
+        )
 
 
 def _view_of(path: Path, task: Task) -> View:
@@ -299,5 +306,5 @@ def fingerprint_of(found: Look) -> str:
     if found.task is None:
         return ""
     unfinished, left = found.state.unfinished, sorted(map(str, found.claimed))
-    text = f"{fingerprint(found.task)} {unfinished} {found.state.leftovers} {left}"
+    text = f"{fingerprint(found.task)} {unfinished} {found.state.leftovers} {left} {found.changes}"
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()

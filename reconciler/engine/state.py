@@ -100,6 +100,22 @@ class StateFolder:
                     found[image] = (*found.get(image, ()), label)
         return found
 
+    def known_images(self, lookups: Lookups) -> dict[str, tuple[Path, ...]]:
+        """
+        Images of every disk that was ever applied with this state directory, by its label.
+
+        Raises:
+            StateError: A state file cannot be read.
+        """
+        folder = lookups.real(os.fspath(self.folder))
+        found: dict[str, tuple[Path, ...]] = {}
+        for name in lookups.names(folder) or ():
+            stored = _read(f"{folder}/{name}", lookups) if name.endswith(".toml") else Stored()
+            for target, state in stored.disks.items():
+                active = () if state.active is None else (state.active,)
+                found[f"{stored.domain}:{target}"] = (*state.images, *active)
+        return found
+
     @contextmanager
     def locked(self, domain: str, target: str, wait: Waiting) -> Iterator[Session]:
         """The session of a disk: nobody else works on it meanwhile."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import ChainMap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -44,10 +44,12 @@ class Survey:
     lookups: Lookups
     around: Around = field(init=False)
     context: Context = field(init=False)
+    others: list[tuple[Path, str]] = field(init=False)
 
     def __post_init__(self) -> None:
         process.limit(self.spec.host.limits)
         self.around = Around.of(self.spec)
+        self.others = self._others()
         self.context = self._context()
 
     def forest(self, only: Iterable[DesiredDisk] | None = None) -> Forest:
@@ -70,10 +72,11 @@ class Survey:
         return Forest.of(
             trees,
             overlays,
-            self._domain_files(),
+            self.others,
             self._folders(trees[label] for label in chosen),
             self._in_flight(),
             self.spec.host,
+            self._second_names(trees.values()),
         )
 
     def overlays(self) -> Overlays:
@@ -111,9 +114,28 @@ class Survey:
             found.update(str(path.parent) for path in self.around.named(disk))
         return images.Roots(found)
 
-    def _domain_files(self) -> Iterator[tuple[Path, str]]:
-        for path, label in self.around.sources():
-            yield self.lookups.path(path), label
+    def _others(self) -> list[tuple[Path, str]]:
+        """Images of domains, and of disks that other specs were applied for, and whose they are."""
+        found = [(self.lookups.path(path), label) for path, label in self.around.sources()]
+        ours = {disk.label for disk in self.spec.disks}
+        try:
+            known = self.states.known_images(self.lookups)
+        except ReconcilerError:
+            known = {}  # `in_flight` tells of it
+        for label in known.keys() - ours:
+            found += [(self.lookups.path(path), label) for path in known[label]]
+        return [(path, label) for path, label in found if self._exists(path)]
+
+    def _second_names(self, trees: Iterable[Tree]) -> list[frozenset[Path]]:
+        """Names of one file each, where several are known: one folder may have two mounts."""
+        known: dict[tuple[int, int], set[Path]] = {}
+        paths = {path for tree in trees for path in (*tree.listed, *tree.chain.paths)}
+        paths |= {path for path, _ in self.others}
+        for path in paths:
+            found = self.lookups.lstat(os.fspath(path))
+            if found is not None:
+                known.setdefault((found.st_dev, found.st_ino), set()).add(path)
+        return [frozenset(names) for names in known.values() if len(names) > 1]
 
     def _in_flight(self) -> Mapping[Path, Sequence[str]] | str:
         try:
@@ -340,12 +362,13 @@ class Survey:
         An image that only went off the chain is as it was: whoever merged its data upward by
         hand has changed no restore point.
         """
-        if tree.state.unfinished is not None or not tree.state.images:
-            return ()
+        unfinished = tree.state.unfinished
         concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
         found = []
         for path, known in tree.state.images.items():
+            if unfinished is not None and unfinished.rewrites(path):
+                continue  # ours; `replaced` tells of another file in its place
             if path in concerned and (what := self._change(path, known)):
                 place = ", and is the active image now" if path == active else ""
                 found.append(f"{path.name} {what}{place}")
@@ -373,7 +396,7 @@ class Survey:
             folders.update(path.parent for path in tree.listed)
             folders.update(image.path.parent for image in tree.chain)
             folders.update(image.path.parent for _, some in tree.outside for image in some)
-        folders.update(path.parent for path, _ in self._domain_files())
+        folders.update(path.parent for path, _ in self.others)
         there = tuple(sorted(one for one in folders if self._is_folder(one)))
         if self.lookups.memory is None:
             return scan(there, self.context.trust, self.lookups)

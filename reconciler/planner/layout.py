@@ -104,7 +104,8 @@ def _no_strangers(task: Task) -> None:
         raise Refused(
             f"{', '.join(str(path) for path in task.strangers)} stands on "
             f"{active}, the active image, and may hold the current state",
-            "list it in the chain and name it with `active`, or remove it if nothing uses it",
+            f"if the guest uses it, list it on top and run: virt-chain adopt {task.label} "
+            f"{task.strangers[0]}",
         )
 
 
@@ -153,7 +154,8 @@ def _outside(task: Task, chain: Chain) -> Chain:
         raise Refused(
             f"{top.name} exists and is not in the observed chain {chain}: the current state "
             "cannot end in a foreign image",
-            f"give the active image a new name, or remove {top.name} if nothing uses it",
+            f"give the active image a new name; if the guest uses {top.name}, run: "
+            f"virt-chain adopt {task.label} {top.name}",
         )
     if len(chain) and chain.images[-1].path in there:
         raise Refused(

@@ -113,6 +113,16 @@ def looks_like_plan(path: Path) -> bool:
         return file.read(256).lstrip()[:1] == b"{"
 
 
+def is_plan_file(path: Path) -> bool:
+    """True where *path* is a regular file that begins as a saved plan does, or is empty."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+        return path.is_file() and (not start or b'"format_version"' in start.lstrip(b"{ \n")[:40])
+    except OSError:
+        return False
+
+
 def read_plan(path: Path) -> SavedPlan:
     """
     The plan saved in *path*.

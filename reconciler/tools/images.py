@@ -13,7 +13,7 @@ from pathlib import Path
 from reconciler.model.errors import ObserveError
 from reconciler.model.host import Host
 from reconciler.model.image import Chain, Format, Identity, Image, short_name
-from reconciler.tools import qcow2, qemuimg
+from reconciler.tools import other_formats, qcow2, qemuimg
 from reconciler.tools.lookups import Lookups
 
 MAX_DEPTH = 1000
@@ -45,11 +45,14 @@ class File:
         found: What the kernel says of it.
         header: Where it begins as a qcow2 image does.
         damage: Why that header cannot be read.
+        foreign_backing: What it stands on, where it is an overlay in a format that is never
+            opened.
     """
 
     found: os.stat_result
     header: qcow2.Header | None = None
     damage: str | None = None
+    foreign_backing: str | None = None
 
     @property
     def identity(self) -> Identity:
@@ -58,9 +61,17 @@ class File:
 
 def _file(name: str, descriptor: int, found: os.stat_result) -> File:
     try:
-        return File(found, qcow2.read_header(descriptor, name))
+        header = qcow2.read_header(descriptor, name)
     except ObserveError as error:
-        return File(found, damage=str(error))
+        return File(found, damage=str(error), foreign_backing=_foreign(descriptor))
+    return File(found, header, foreign_backing=None if header else _foreign(descriptor))
+
+
+def _foreign(descriptor: int) -> str | None:
+    try:
+        return other_formats.backing_name(descriptor)
+    except OSError:
+        return None
 
 
 def look_at(name: str, lookups: Lookups) -> File:
@@ -449,7 +460,8 @@ def backing_of(overlay: Path) -> Path | None:
 
 def named_by(name: str, file: File) -> str | None:
     """The file that the header of *file*, found at *name*, may name; None: none."""
-    if file.header is None or file.header.backing is None:
+    recorded = file.header.backing if file.header else file.foreign_backing
+    if recorded is None:
         return None
-    below = qcow2.possible_path(file.header.backing, Path(name))
+    below = qcow2.possible_path(recorded, Path(name))
     return None if below is None else os.fspath(below)

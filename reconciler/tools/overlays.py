@@ -89,9 +89,12 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
             continue
         for name in names:
             if not name.endswith(files.NEW):
-                overlay = lookups.real(f"{folder}/{name}")
+                given = f"{folder}/{name}"
+                overlay = lookups.real(given)
                 overlays.count(overlay)
                 _follow(overlay, trust, lookups, overlays, seen)
+                if overlay != given:
+                    _follow_from_link(given, overlay, trust, lookups, overlays, seen)
     return overlays
 
 
@@ -116,8 +119,35 @@ def _follow(
         at = below
 
 
-def _below(name: str, lookups: Lookups) -> str | None:
-    """The file that *name* stands on, links resolved; None: it is no overlay."""
+def _follow_from_link(
+    given: str,
+    overlay: str,
+    trust: images.Trust,
+    lookups: Lookups,
+    overlays: Overlays,
+    seen: set[str],
+) -> None:
+    """QEMU starts a relative backing name from the folder of the link that it was given."""
+    if trust.roots is not None and not trust.roots.hold(overlay):
+        return
+    below = _below(overlay, lookups, given)
+    own = lookups.lstat(overlay)
+    there = None if below is None else lookups.lstat(below)
+    if below is None or own is None or there is None:
+        return
+    overlays.add(
+        overlay, Identity(own.st_dev, own.st_ino), below, Identity(there.st_dev, there.st_ino)
+    )
+    _follow(below, trust, lookups, overlays, seen)
+
+
+def _below(name: str, lookups: Lookups, given: str | None = None) -> str | None:
+    """
+    The file that *name* stands on, links resolved; None: it is no overlay.
+
+    Args:
+        given: The name that it was reached under, where that is another.
+    """
     found = lookups.lstat(name)
     if found is None or not stat.S_ISREG(found.st_mode):
         return None
@@ -126,8 +156,8 @@ def _below(name: str, lookups: Lookups) -> str | None:
     except ObserveError as error:
         log.warning("%s; what it stands on is unknown", error)
         return None
-    if file.damage is not None:
+    if file.damage is not None and file.foreign_backing is None:
         log.warning("%s; what it stands on is unknown", file.damage)
         return None
-    below = images.named_by(name, file)
+    below = images.named_by(given or name, file)
     return None if below is None else lookups.real(below)

@@ -196,7 +196,9 @@ def possible_path(recorded: str, overlay: Path) -> Path | None:
             flat = _options(recorded[len("json:") :])
         except (ValueError, RecursionError):
             return None
-        found = [value for key, value in flat.items() if key.split(".")[-1] == "filename"]
+        # what is spelled out below its own file says what that stands on
+        keys = sorted(flat, key=lambda key: ("backing." in key, key.count(".")))
+        found = [flat[key] for key in keys if key.split(".")[-1] == "filename"]
         name = found[0] if found else None
     if not isinstance(name, str) or not name or "\0" in name:
         return None

@@ -180,6 +180,7 @@ class Passes:
         for disk, _ in going:
             found[disk.label] = _status("drift", disk, what)
         self._save_waiting(plan, found)
+        self._warn(plan)
         self._tell(plan, found)
         listed = [disk.label for disk in spec.disks]
         known = {**self.disks, **found}
@@ -218,12 +219,20 @@ class Passes:
             if disk.steps:
                 return _deferred(disk)
             self._good(disk.label)
-            return _status("in force", disk)
+            return _status("in force", disk, "; ".join(disk.warnings))
         if (held := self.holds.of(disk.domain, disk.target)) is not None:
             return _status("held", disk, held.text, f"virt-chain release {held.label}")
         if suspended := self.suspensions.active(disk.label, _digest(found.desired)):
             return _status("suspended", disk, suspended.text, f"virt-chain release {disk.label}")
         return None
+
+    def _warn(self, plan: Plan) -> None:
+        """What was changed from outside is said once, until it says something else."""
+        for disk in plan.disks:
+            about, text = f"{disk.label} warning", "; ".join(disk.warnings)
+            if text and self._said.get(about) != text:
+                self.voice.tell("warning", text, bad=True, disk=disk.label)
+            self._said[about] = text
 
     def _waiting(self, disk: DiskPlan, why: str) -> DiskStatus:
         return _status("waiting", disk, why, self.asked.command(self._waiting_file(disk.label)))

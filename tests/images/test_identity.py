@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.cli import adopting
 from tests.images.disks import Disk, Outcome, command, process, tool, view, write
 
 
@@ -266,3 +267,133 @@ def test_a_base_that_was_moved_is_found_where_the_spec_lists_it(three: Disk) -> 
     tool(*command_line.split())
     assert three.plan().error is None
     assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_change_that_a_snapshot_stands_on_is_not_forgotten(three: Disk) -> None:
+    """A watch that takes a snapshot every night is no person who has checked anything."""
+    write(three.path("p"), "64k:- 64k:W")
+    three.spec("b <- p <- x <- y")
+    assert three.apply().code == 0
+
+    assert "p.qcow2 was written to" in run(three, "plan", three.spec_file).out
+    three.spec("b <- x <- y")
+    assert three.apply().code == 1
+
+
+def test_what_was_changed_while_somebody_was_asked_is_not_adopted(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(three.path("b"), "64k:W")
+    show = adopting._show
+
+    def show_and_write(adoption: object) -> None:
+        show(adoption)  # type: ignore[arg-type]
+        write(three.path("p"), "64k:- 64k:W")
+
+    monkeypatch.setattr(adopting, "_show", show_and_write)
+    adopted = run(three, "adopt", "vm:vda", "-y", "--spec", three.spec_file)
+
+    assert adopted.code == 1
+    assert "has changed meanwhile" in adopted.err
+    assert "b.qcow2 was written to" in run(three, "plan", three.spec_file).out
+
+
+def test_a_merge_that_was_interrupted_is_not_given_up_by_naming_an_image(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(three, monkeypatch, "check")
+    for words in ([], ["x.qcow2"], ["p.qcow2"]):
+        adopted = run(three, "adopt", "vm:vda", *words, "-y", "--spec", three.spec_file)
+        assert adopted.code == 1, adopted
+        assert "virt-chain apply finishes them" in adopted.err
+
+    assert three.apply().code == 0
+    assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_leftover_that_another_disk_lists_keeps_what_it_stands_on(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.add("q", "64k:Q 448k:-", on="p")
+    tool("qemu-img", "rebase", "-q", "-u", "-F", "qcow2", "-b", "q.qcow2", three.path("x"))
+    three.spec("b <- p <- q <- x")
+    assert three.apply().code == 0
+    three.keep()
+    fake = three.root / "bin" / "qemu-img"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/bash\n"
+        f'if [ "$1" = info ] && grep -q leftovers {three.state}/vm.toml 2>/dev/null; then\n'
+        f'  kill -9 $PPID; sleep 5\nfi\nexec {shutil.which("qemu-img")} "$@"\n'
+    )
+    fake.chmod(0o755)
+    three.spec("b <- x")
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        killed(three)
+    left = {name for name in "pq" if three.path(name).exists()}
+    text = three.spec_file.read_text()
+    other = (
+        '[domains.other.disks.vda]\nchain = [{ file = "q.qcow2", template = true }, "o.qcow2"]\n'
+    )
+    three.spec_file.write_text(text + other)
+    three.apply()
+
+    assert left == {"p", "q"}
+    assert view(three.path("q")) == three.golden["q"]
+
+
+def test_overlays_of_disks_that_another_spec_was_applied_for_are_known(disk: Disk) -> None:
+    """A spec and a folder for each VM: the state directory is what they share."""
+    disk.add("b", "512k:A")
+    disk.add("p", "64k:P 448k:-", on="b")
+    disk.add("x", "64k:- 64k:X 384k:-", on="p")
+    applied(disk)
+    elsewhere = disk.root / "elsewhere"
+    elsewhere.mkdir()
+    other = elsewhere / "o.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.path("p"), other)
+    spec = elsewhere / "o.toml"
+    chain = ", ".join(f'"{path}"' for path in (disk.path("b"), disk.path("p"), other))
+    spec.write_text(f"version = 1\n[domains.o.disks.vda]\nchain = [{chain}]\n")
+    assert run(disk, "apply", "-y", spec).code == 0
+    before = view(other)
+    disk.spec("b <- x")
+    assert disk.apply().code == 0
+
+    assert view(other) == before
+    assert disk.path("p").exists()
+
+
+@pytest.mark.parametrize("kind", ["qed", "qcow"])
+def test_an_overlay_in_another_format_keeps_what_it_stands_on(three: Disk, kind: str) -> None:
+    other = three.images / f"o.{kind}"
+    tool("qemu-img", "create", "-q", "-f", kind, "-F", "qcow2", "-b", three.path("p"), other)
+    before = view(other, kind)
+    three.spec("b <- x")
+    assert three.apply().code == 0
+
+    assert view(other, kind) == before
+
+
+def test_a_rollback_goes_only_to_a_state_that_is_on_the_disk(three: Disk) -> None:
+    three.spec("b <- gone <- p <- x")
+    back = run(three, "rollback", "vm", "--to", "gone.qcow2", "-y", "--spec", three.spec_file)
+
+    assert back.code == 1
+    assert view(three.path("x")) == three.golden["x"]
+    assert '"gone.qcow2"' in three.spec_file.read_text()
+
+
+@pytest.mark.parametrize("name", ["x.qcow2", "chain.toml"])
+def test_a_plan_is_saved_over_nothing_but_a_plan(three: Disk, name: str) -> None:
+    file = three.path("x") if name == "x.qcow2" else three.spec_file
+    before = file.read_bytes()
+    planned = run(three, "plan", three.spec_file, "-o", file)
+
+    assert planned.code == 1
+    assert f"{file} exists and is not a plan file; nothing was overwritten" in planned.err
+    assert file.read_bytes() == before
+    new = three.root / "plan.json"
+    assert run(three, "plan", three.spec_file, "-o", new).code == 0
+    assert run(three, "plan", three.spec_file, "-o", new).code == 0

@@ -739,7 +739,7 @@ REFUSALS = [
         "b <- x*",
         {"strangers": (path("z"),)},
         "/images/z.qcow2 stands on b, the active image, and may hold the current state",
-        "list it in the chain and name it with `active`, or remove it if nothing uses it",
+        "if the guest uses it, list it on top and run: virt-chain adopt web01:vda /images/z.qcow2",
     ),
     (
         "another order",
@@ -782,7 +782,7 @@ REFUSALS = [
             "c exists and is not in the observed chain b <- p*: the current state cannot end in a "
             "foreign image"
         ),
-        "give the active image a new name, or remove c if nothing uses it",
+        "give the active image a new name; if the guest uses c, run: virt-chain adopt web01:vda c",
     ),
     (
         "a foreign image that stands on another one than the spec has",
