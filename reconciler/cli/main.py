@@ -384,10 +384,15 @@ def adopt(
         ),
     ] = None,
     new: Annotated[
-        bool, typer.Option("--new", help="The image is gone for good: create a new disk.")
+        bool,
+        typer.Option(
+            "--new", help="All images are gone for good; the next apply creates a new disk."
+        ),
     ] = False,
-    spec: EditedSpec = Path("."),
-    yes: Yes = False,
+    spec: Annotated[
+        Path, typer.Option("--spec", metavar="SPEC", help="The spec file or folder.")
+    ] = Path("."),
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Adopt without asking.")] = False,
     connect: Connect = None,
     state_dir: StateDir = None,
 ) -> None:

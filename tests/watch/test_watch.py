@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import subprocess
+import time
 import urllib.request
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.images.disks import Disk, tool, view
+from tests.images.disks import Disk, tool, view, write
 from tests.watch.watcher import Watcher, until
 
 
@@ -496,3 +497,19 @@ def test_metrics_without_the_library_say_what_to_install(watcher: Watcher, tmp_p
     )
 
     assert (done.returncode, "virt-chain[metrics]" in done.stderr) == (1, True), done
+
+
+def test_a_change_from_outside_is_said_once_and_kept_in_the_status(watcher: Watcher) -> None:
+    disk = watcher.disk
+    watcher.start(interval="1s")
+    watcher.wait_for("in force")
+    until((disk.state / "vm.toml").exists, "the images are remembered")
+    write(disk.path("p"), "64k:W")
+    (told, *_) = until(lambda: watcher.said("warning"), "the change is told")
+    until(lambda: watcher.status()["disks"]["vm:vda"]["why"], "the status has it")
+
+    assert "p.qcow2 was written to" in told
+    assert "virt-chain adopt vm:vda" in told
+    assert "p.qcow2 was written to" in watcher.command("status").out
+    time.sleep(2.5)
+    assert len(watcher.said("warning")) == 1
