@@ -43,9 +43,13 @@ class Overlays:
         return frozenset(map(Path, self._names.get(str(name), ())))
 
     def directly_on(self, file: Identity | None) -> Iterator[tuple[Path, Identity]]:
-        """The images in the folders whose own header names *file*, in the order of the scan."""
+        """
+        The images whose own header names *file*, in the order of the scan.
+
+        One may lie in a folder that was not looked at, below an overlay in one that was.
+        """
         for name, own in self._above.get(file, ()) if file is not None else ():
-            if name in self._found and own != file:
+            if own != file:
                 yield Path(name), own
 
     def of(self, file: Identity | None) -> frozenset[Path]:

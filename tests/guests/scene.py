@@ -58,6 +58,12 @@ class Scene:
         print(done.stdout, done.stderr)
         return done.stdout
 
+    def adopt(self, *words: str) -> None:
+        """`adopt` what is there, for disk ``vda``."""
+        state = ["--state-dir", str(self.world.images / "state"), "--spec", str(self.spec)]
+        done = forked.run(["adopt", "web:vda", *words, "-y", *state], timeout=40)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def apply_refused(self, said: str) -> str:
         """`apply` fails, and says *said*."""
         done = self.run("apply", "-y")

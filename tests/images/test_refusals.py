@@ -100,7 +100,7 @@ def test_an_unlisted_overlay_on_the_active_image(disk: Disk) -> None:
     disk.add("mine", R, on="x")
     disk.spec("b <- x")
 
-    refused(disk, str(disk.path("mine")), "stands on", "current state", "`active`")
+    refused(disk, str(disk.path("mine")), "stands on", "current state", "virt-chain adopt vm:vda")
 
 
 def test_an_active_image_that_only_its_overlay_lists(disk: Disk) -> None:
