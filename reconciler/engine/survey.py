@@ -44,12 +44,15 @@ class Survey:
     lookups: Lookups
     around: Around = field(init=False)
     context: Context = field(init=False)
-    others: list[tuple[Path, str]] = field(init=False)
+    domain_files: list[tuple[Path, str]] = field(init=False)
+    known_folders: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         process.limit(self.spec.host.limits)
         self.around = Around.of(self.spec)
-        self.others = self._others()
+        sources = self.around.sources()
+        self.domain_files = [(self.lookups.path(path), label) for path, label in sources]
+        self.known_folders = self._known_folders()
         self.context = self._context()
 
     def forest(self, only: Iterable[DesiredDisk] | None = None) -> Forest:
@@ -72,7 +75,7 @@ class Survey:
         return Forest.of(
             trees,
             overlays,
-            self.others,
+            self.domain_files,
             self._folders(trees[label] for label in chosen),
             self._in_flight(),
             self.spec.host,
@@ -88,7 +91,7 @@ class Survey:
     def _context(self) -> Context:
         if self.lookups.memory is None or self.around.domains:
             return self._read_context()
-        given = self.spec.disks, self.spec.host
+        given = self.spec.disks, self.spec.host, self.known_folders
         return self.lookups.memory.of(("context",), self.lookups, self._read_context, given)
 
     def _read_context(self) -> Context:
@@ -109,28 +112,26 @@ class Survey:
         for disk in self.spec.disks:
             folders.update(os.path.dirname(entry.path) for entry in disk.chain)
             folders.update(os.path.dirname(path) for path in (disk.active, *disk.discard) if path)
-        found = {self.lookups.real(folder) for folder in folders}
+        # a disk of another spec may stand on these images; its folders were allowed there
+        found = {self.lookups.real(folder) for folder in folders} | self.known_folders
         for disk in self.spec.disks:
             found.update(str(path.parent) for path in self.around.named(disk))
         return images.Roots(found)
 
-    def _others(self) -> list[tuple[Path, str]]:
-        """Images of domains, and of disks that other specs were applied for, and whose they are."""
-        found = [(self.lookups.path(path), label) for path, label in self.around.sources()]
-        ours = {disk.label for disk in self.spec.disks}
+    def _known_folders(self) -> frozenset[str]:
+        """Folders of images of every disk that was applied with this state directory."""
         try:
             known = self.states.known_images(self.lookups)
         except ReconcilerError:
-            known = {}  # `in_flight` tells of it
-        for label in known.keys() - ours:
-            found += [(self.lookups.path(path), label) for path in known[label]]
-        return [(path, label) for path, label in found if self._exists(path)]
+            return frozenset()  # `in_flight` tells of it
+        folders = {os.path.dirname(path) for paths in known.values() for path in paths}
+        return frozenset(self.lookups.real(folder) for folder in folders)
 
     def _second_names(self, trees: Iterable[Tree]) -> list[frozenset[Path]]:
         """Names of one file each, where several are known: one folder may have two mounts."""
         known: dict[tuple[int, int], set[Path]] = {}
         paths = {path for tree in trees for path in (*tree.listed, *tree.chain.paths)}
-        paths |= {path for path, _ in self.others}
+        paths |= {path for path, _ in self.domain_files}
         for path in paths:
             found = self.lookups.lstat(os.fspath(path))
             if found is not None:
@@ -396,7 +397,8 @@ class Survey:
             folders.update(path.parent for path in tree.listed)
             folders.update(image.path.parent for image in tree.chain)
             folders.update(image.path.parent for _, some in tree.outside for image in some)
-        folders.update(path.parent for path, _ in self.others)
+        folders.update(path.parent for path, _ in self.domain_files)
+        folders.update(map(Path, self.known_folders))
         there = tuple(sorted(one for one in folders if self._is_folder(one)))
         if self.lookups.memory is None:
             return scan(there, self.context.trust, self.lookups)

@@ -397,3 +397,14 @@ def test_a_plan_is_saved_over_nothing_but_a_plan(three: Disk, name: str) -> None
     new = three.root / "plan.json"
     assert run(three, "plan", three.spec_file, "-o", new).code == 0
     assert run(three, "plan", three.spec_file, "-o", new).code == 0
+
+
+def test_a_disk_under_another_name_does_not_stand_in_its_own_way(three: Disk) -> None:
+    """A domain was renamed: what was recorded under the old name is nobody else's claim."""
+    for chain in ("b <- p <- x", "b <- p <- x <- y", "b <- y"):
+        three.spec(chain, target="web.vda")
+        outcome = three.apply()
+        assert outcome.code == 0, outcome
+
+    assert view(three.path("y")) == three.golden["x"]
+    assert not three.path("p").exists()
