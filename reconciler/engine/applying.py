@@ -404,12 +404,6 @@ def _rewritten(steps: Iterable[Step]) -> dict[Path, None]:
     return dict.fromkeys(path for step in steps for path in rewritten(step))
 
 
-def _is_as_it_was(path: Path, known: FileId | None) -> bool:
-    """True where *path* is the file that was known, and nobody wrote to it since."""
-    who = files.file_id(path)
-    return who is None if known is None else who is not None and who.has_same_content(known)
-
-
 def _is_last(planned: PlannedStep) -> bool:
     """True for what comes after all changes of the chain, each by itself."""
     forgets = isinstance(planned.step, Forget) and planned.group is None
@@ -524,7 +518,9 @@ class _Run:
         pivots = self.resumed.pivots if self.resumed else {}
         if not isinstance(step, Commit) or step.top not in pivots:
             return None
-        top, base = (not _is_as_it_was(path, pivots.get(path)) for path in (step.top, step.base))
+        top, base = (
+            not files.is_as_it_was(path, pivots.get(path)) for path in (step.top, step.base)
+        )
         if top and base:
             raise StaleChain(
                 f"{step} was interrupted while QEMU changed from one image to the other, and "
@@ -668,7 +664,7 @@ class _Run:
         if isinstance(step, Forget):
             self._tell_of_memory(step.snapshot)
         for path, known in sources.items():
-            if not _is_as_it_was(path, known):
+            if not files.is_as_it_was(path, known):
                 raise StaleChain(f"{path} was written to while it was being merged")
         self.merged_at.update(sources)
         if isinstance(step, Commit):
@@ -766,7 +762,7 @@ class _Run:
     def _unchanged(self, step: Step) -> None:
         """What a rename replaces is as it was when its data was merged."""
         merged = self.merged_at.get(step.target) if isinstance(step, Rename) else None
-        if isinstance(step, Rename) and merged and not _is_as_it_was(step.target, merged):
+        if isinstance(step, Rename) and merged and not files.is_as_it_was(step.target, merged):
             raise StaleChain(f"{step.target} was written to while it was being merged")
 
     def _room(self, planned: PlannedStep) -> None:

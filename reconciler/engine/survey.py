@@ -256,7 +256,7 @@ class Survey:
                 case Create(image, backing):
                     below = {backing, *(s.base for s in steps if isinstance(s, Pull))}
                     below |= {s.backing for s in steps if isinstance(s, Rebase)}
-                    if self._exists(image) and self._backing_of(image) in below:
+                    if self._exists(image) and images.backing_of(image, self.lookups) in below:
                         active = reached = image
                 case Commit(top, base, True) if top == active:
                     active = base
@@ -265,17 +265,6 @@ class Survey:
                     if self._exists(target) and not self._exists(source):
                         reached = target
         return reached
-
-    def _backing_of(self, path: Path) -> Path | None:
-        """The file that the header of *path* names, links resolved; None: none."""
-        name = self.lookups.real(str(path))
-        try:
-            below = images.named_by(name, images.look_at(name, self.lookups))
-        except ReconcilerError:
-            return None
-        if below is None or self.lookups.stat(below) is None:
-            return None
-        return Path(self.lookups.real(below))
 
     def _named_as_listed(self, tree: Tree, chain: Chain) -> dict[Path, Path]:
         """
@@ -448,15 +437,12 @@ def _untouched(unfinished: Unfinished) -> bool:
     """True where nothing was written yet: each image is as it was before the first step."""
     before = {link.image: link.file for link in unfinished.links}
     return all(
-        _as_it_was(path, before[path]) if path in before else not os.path.lexists(path)
+        (before[path] is not None and files.is_as_it_was(path, before[path]))
+        if path in before
+        else not os.path.lexists(path)
         for step in unfinished.steps
         for path in touched(step)
     )
-
-
-def _as_it_was(path: Path, known: FileId | None) -> bool:
-    now = files.file_id(path)
-    return now is not None and known is not None and now.has_same_content(known)
 
 
 def _replaced(unfinished: Unfinished) -> tuple[Path, ...]:

@@ -362,6 +362,12 @@ def file_id(path: Path) -> FileId | None:
     return FileId(found.inode, found.btime_ns, found.size, found.mtime_ns, found.ctime_ns)
 
 
+def is_as_it_was(path: Path, known: FileId | None) -> bool:
+    """True where *path* is the file that was known and nobody wrote to it since; None: no file."""
+    who = file_id(path)
+    return who is None if known is None else who is not None and who.has_same_content(known)
+
+
 def durable_id(path: Path) -> FileId | None:
     """
     Who the file *path* is, once its times are durable; None where there is none.

@@ -444,9 +444,9 @@ def _told_path(name: str) -> Path | None:
     return real(Path(name.removeprefix("file:")))
 
 
-def backing_of(overlay: Path) -> Path | None:
+def backing_of(overlay: Path, lookups: Lookups | None = None) -> Path | None:
     """The file that the header of *overlay* names, links resolved; None: none, or no image."""
-    lookups = Lookups()
+    lookups = lookups or Lookups()
     where = lookups.path(overlay)
     try:
         file = look_at(str(where), lookups)

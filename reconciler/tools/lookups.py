@@ -300,17 +300,6 @@ class Memory:
                 self._kept.pop(key, None)
         return made
 
-    def forget_others(self, kind: str, keys: set[Hashable]) -> None:
-        """Keep, of the results whose key begins with *kind*, only those of *keys*."""
-        with self._lock:
-            gone = [
-                key
-                for key in self._kept
-                if isinstance(key, tuple) and key[0] == kind and key not in keys
-            ]
-            for key in gone:
-                del self._kept[key]
-
 
 def _listed(folder: str) -> tuple[str, ...] | None:
     try:

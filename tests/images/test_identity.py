@@ -174,14 +174,16 @@ def test_the_active_image_may_have_been_written_to(three: Disk) -> None:
     assert "WARNING" not in run(three, "plan", three.spec_file).out
 
 
-def interrupted(three: Disk, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
-    """An apply that drops p, killed in the qemu-img call *before*, with its steps in flight."""
+def interrupted(
+    three: Disk, monkeypatch: pytest.MonkeyPatch, before: str, when: str = "unfinished"
+) -> None:
+    """An apply that drops p, killed in a call of qemu-img once the state file has *when*."""
     fake = three.root / "bin" / "qemu-img"
     fake.parent.mkdir()
     real = shutil.which("qemu-img")
     fake.write_text(
         "#!/bin/bash\n"
-        f'if [ "$1" = {before} ] && grep -q unfinished {three.state}/vm.toml 2>/dev/null; then\n'
+        f'if [ "$1" = {before} ] && grep -q {when} {three.state}/vm.toml 2>/dev/null; then\n'
         f'  kill -9 $PPID; sleep 5\nfi\nexec {real} "$@"\n'
     )
     fake.chmod(0o755)
@@ -189,7 +191,7 @@ def interrupted(three: Disk, monkeypatch: pytest.MonkeyPatch, before: str) -> No
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
         assert killed(three).code != 0
-    assert "unfinished" in (three.state / "vm.toml").read_text()
+    assert when in (three.state / "vm.toml").read_text()
 
 
 def test_steps_in_flight_never_go_on_in_a_file_that_somebody_has_put_back(
@@ -216,19 +218,7 @@ def test_a_leftover_that_was_restored_from_a_backup_is_never_removed(
     backup = three.root / "backup.qcow2"
     shutil.copy2(three.path("p"), backup)
     os.utime(backup, (time.time() - 86400,) * 2)
-    fake = three.root / "bin" / "qemu-img"
-    fake.parent.mkdir()
-    fake.write_text(
-        "#!/bin/bash\n"
-        f'if [ "$1" = info ] && grep -q leftovers {three.state}/vm.toml 2>/dev/null; then\n'
-        f'  kill -9 $PPID; sleep 5\nfi\nexec {shutil.which("qemu-img")} "$@"\n'
-    )
-    fake.chmod(0o755)
-    three.spec("b <- x")
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        killed(three)
-    assert "leftovers" in (three.state / "vm.toml").read_text()
+    interrupted(three, monkeypatch, "info", when="leftovers")
     three.path("p").unlink()
     shutil.copy2(backup, three.path("p"))
     three.apply()
@@ -319,18 +309,7 @@ def test_a_leftover_that_another_disk_lists_keeps_what_it_stands_on(
     three.spec("b <- p <- q <- x")
     assert three.apply().code == 0
     three.keep()
-    fake = three.root / "bin" / "qemu-img"
-    fake.parent.mkdir()
-    fake.write_text(
-        "#!/bin/bash\n"
-        f'if [ "$1" = info ] && grep -q leftovers {three.state}/vm.toml 2>/dev/null; then\n'
-        f'  kill -9 $PPID; sleep 5\nfi\nexec {shutil.which("qemu-img")} "$@"\n'
-    )
-    fake.chmod(0o755)
-    three.spec("b <- x")
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        killed(three)
+    interrupted(three, monkeypatch, "info", when="leftovers")
     left = {name for name in "pq" if three.path(name).exists()}
     text = three.spec_file.read_text()
     other = (
