@@ -24,7 +24,7 @@ LONGEST = 1023
 """Bytes of a backing name.  Source: the qcow2 specification."""
 
 Tree = Literal["flat", "folders"]
-Base = Literal["shared", "own"]
+Base = Literal["shared", "own", "templates"]
 Specs = Literal["one", "each"]
 
 
@@ -58,7 +58,7 @@ class Many:
 
     Attributes:
         tree: All images in one folder, or a folder for each disk.
-        base: One template below all, or a base for each.
+        base: One template below all, or a base or a template for each.
         actives: The active image of each disk.
     """
 
@@ -83,7 +83,10 @@ class Many:
 
     def _disk(self, number: int) -> str:
         own = [f'"{name}"' for name in _names(self.tree, number)]
-        base = '{ file = "base.qcow2", template = true }' if self.base == "shared" else own[0]
+        base = own[0]
+        if self.base != "own":
+            name = '"base.qcow2"' if self.base == "shared" else base
+            base = f"{{ file = {name}, template = true }}"
         return f"[domains.vm{number}.disks.vda]\nchain = [{', '.join([base, *own[1:]])}]\n"
 
 
@@ -98,7 +101,7 @@ def make(root: Path, disks: int, tree: Tree, base: Base) -> Many:
     for number in range(disks):
         names = _names(tree, number)
         (images / names[0]).parent.mkdir(exist_ok=True)
-        if base == "own":
+        if base != "shared":
             (images / names[0]).write_bytes(overlays.base)
             below = Path(names[0]).name
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -154,6 +155,8 @@ class Session:
             message = "stale: the spec does not have this disk any more; plan again"
             reconciling.add(Result(domain, target, "error", message))
             self._say(reconciling.results[-1])
+        gc.freeze()  # `main` has turned it off, and this may run for hours
+        gc.enable()
         seconds = 0.0
         try:
             for self.round in range(1, ROUNDS + 1):

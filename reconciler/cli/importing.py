@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import tomli
 import typer
 
 from reconciler.cli.naming import printable
@@ -99,7 +99,7 @@ class Draft:
         found = dict(defaults)
         for level in ("defaults", "domain"):
             for file, text in self.old.items():
-                data: dict[str, Any] = tomllib.loads(text)
+                data: dict[str, Any] = tomli.loads(text)
                 if level == "domain":
                     table = data.get("domains", {}).get(domain, {})
                 else:
@@ -244,7 +244,7 @@ def _without(disk: FoundDisk, why: str | None) -> FoundDisk:
 
 def _not_yet(disks: Sequence[FoundDisk], spec: Path, old: Mapping[Path, str]) -> list[FoundDisk]:
     """The *disks* that *spec* does not have; the others are told on stderr."""
-    if not any(tomllib.loads(text).get("domains") for text in old.values()):
+    if not any(tomli.loads(text).get("domains") for text in old.values()):
         return list(disks)
     known = load([spec]).disks
     labels = {disk.label: disk.label for disk in known}

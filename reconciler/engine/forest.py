@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,6 +32,7 @@ class Tree:
         chain: The observed chain; empty: the disk is new, or *error* says why.
         wanted: What there is of each listed image; empty where nobody asked.
         outside: Chains of listed images that exist and are not in *chain*.
+        folders: Where all images lie that the disk has or shall have.
         found: What libvirt has of it; None where the disk has no connection.
         attached: The image that the domain has for it, links resolved; None without libvirt.
         places: Which file lies under the name of each leftover now.
@@ -51,6 +53,7 @@ class Tree:
     wanted: tuple[Wanted, ...] = ()
     discard: tuple[Path, ...] = ()
     outside: tuple[tuple[Path, Chain], ...] = ()
+    folders: frozenset[Path] = frozenset()
     places: Mapping[Path, Identity] = field(default_factory=dict)
     untouched: bool = False
     replaced: tuple[Path, ...] = ()
@@ -60,13 +63,13 @@ class Tree:
     error: str | None = None
 
     @property
-    def own(self) -> frozenset[Path]:
+    def own(self) -> frozenset[str]:
         """Every name of this chain's images, and of what is left of it."""
-        second = {image.second for image in self.chain if image.second}
+        second = [image.second for image in self.chain if image.second]
         unfinished = self.state.unfinished
-        linked = {link.image for link in unfinished.links} if unfinished else set()
-        left = {left.path for left in self.state.every_leftover}
-        return frozenset({*self.chain.paths, *second, *linked, *left})
+        linked = [link.image for link in unfinished.links] if unfinished else []
+        left = [left.path for left in self.state.every_leftover]
+        return frozenset(map(str, (*self.chain.paths, *second, *linked, *left)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,14 +175,15 @@ class Forest:
         """
         own, label = tree.own, tree.desired.label
         found: dict[Path, tuple[str, ...]] = {}
-        overlays: tuple[Path, ...] = ()
+        overlays: tuple[str, ...] = ()
         for image in reversed(tree.chain.images):
-            overlays = tuple(sorted({*overlays, *self._foreign(image.identity, own)}))[:MANY]
+            if foreign := tuple(self._foreign(image.identity, own)):
+                overlays = tuple(sorted({*overlays, *foreign}))[:MANY]
             if image.path in self.templates:
                 continue  # no user more or less changes what may be done with it
             names = (image.path,) if image.second is None else (image.path, image.second)
             labels = islice(self._listing(names, label), MANY)
-            if users := dict.fromkeys((*(path.name for path in overlays), *labels)):
+            if users := dict.fromkeys((*map(os.path.basename, overlays), *labels)):
                 found[image.path] = tuple(users)[:MANY]
         return found
 
@@ -188,8 +192,8 @@ class Forest:
         active = tree.chain.active
         if active is None or active.path in self.templates:
             return ()
-        overlays = self.overlays.of(active.identity) - tree.own
-        return tuple(sorted(overlays - self.listed))
+        overlays, own = self.overlays.ordered(active.identity), tree.own
+        return tuple(one for one in overlays if str(one) not in own and one not in self.listed)
 
     def taken(self, tree: Tree) -> frozenset[Path]:
         """Second names of the chain's images that somebody else's header, spec or domain has."""
@@ -200,7 +204,8 @@ class Forest:
         return frozenset(
             path
             for path in second
-            if self.overlays.naming(path) - own or {*self.labels.get(path, ())} - {label}
+            if any(str(one) not in own for one in self.overlays.naming(path))
+            or {*self.labels.get(path, ())} - {label}
         )
 
     def claimed(self, tree: Tree) -> dict[Path, str]:
@@ -210,18 +215,18 @@ class Forest:
         A leftover that stays needs those below it, too.
         """
         claimed: dict[Path, str] = {}
-        while found := self._claims(tree, claimed):
+        while tree.state.leftovers and (found := self._claims(tree, claimed)):
             claimed |= found
         return claimed
 
     def _claims(self, tree: Tree, stay: Mapping[Path, str]) -> dict[Path, str]:
         """The leftovers that are claimed where those in *stay* are nobody's any more."""
-        own, label = tree.own - stay.keys(), tree.desired.label
+        own, label = tree.own - {str(path) for path in stay}, tree.desired.label
         claimed: dict[Path, str] = {}
         for left in tree.state.leftovers:
             if left.path in stay:
                 continue
-            overlays = (path.name for path in self._foreign(tree.places.get(left.path), own))
+            overlays = map(os.path.basename, self._foreign(tree.places.get(left.path), own))
             labels = islice(self._listing([left.path], label), MANY)
             if users := tuple(dict.fromkeys((*overlays, *labels)))[:MANY]:
                 claimed[left.path] = f"{', '.join(users)} stands on it or lists it"
@@ -242,7 +247,7 @@ class Forest:
                     )
         return None
 
-    def _foreign(self, file: Identity | None, own: frozenset[Path]) -> Iterator[Path]:
+    def _foreign(self, file: Identity | None, own: frozenset[str]) -> Iterator[str]:
         """
         The first overlays that stand on *file* itself and are not *own*, and those on them.
 
@@ -251,7 +256,8 @@ class Forest:
         direct = ((path, who) for path, who in self.overlays.directly_on(file) if path not in own)
         for path, who in islice(direct, MANY):
             yield path
-            yield from islice((one for one in self.overlays.ordered(who) if one not in own), MANY)
+            higher = map(str, self.overlays.ordered(who))
+            yield from islice((one for one in higher if one not in own), MANY)
 
     def _listing(self, names: Iterable[Path], label: str) -> Iterator[str]:
         """Disks other than *label* that list or have a file under one of *names*."""

@@ -8,6 +8,7 @@ from reconciler.engine.state import StateFolder
 from reconciler.engine.survey import Survey
 from reconciler.engine.tasks import Look, look_at
 from reconciler.model.desired import DesiredDisk, Spec
+from reconciler.tools.garbage import without_collecting
 from reconciler.tools.lookups import Lookups, Memory
 
 __all__ = ["Look", "look"]
@@ -29,6 +30,7 @@ def look(
         lookups: The look at the filesystem; a new one that uses *memory*, unless given.
     """
     chosen = spec.disks if only is None else tuple(only)
-    survey = Survey(spec, states, lookups or Lookups(memory))
-    forest = survey.forest(chosen)
-    return [look_at(disk.label, forest) for disk in chosen]
+    with without_collecting():
+        survey = Survey(spec, states, lookups or Lookups(memory))
+        forest = survey.forest(chosen)
+        return [look_at(disk.label, forest) for disk in chosen]

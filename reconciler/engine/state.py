@@ -286,8 +286,11 @@ def _parse(name: str, descriptor: int, found: os.stat_result) -> _File | StateEr
 
 def _file(name: str, lookups: Lookups) -> _File | None:
     """The state file *name*; None: there is none."""
+    real = lookups.real(name)
+    if lookups.lstat(real) is None:
+        return None
     try:
-        file = lookups.read(lookups.real(name), _parse)
+        file = lookups.read(real, _parse)
     except FileNotFoundError:
         return None
     except OSError as error:

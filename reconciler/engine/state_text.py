@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import tomli
 
 from reconciler.engine.disk_state import DiskState
 from reconciler.tools.decoding import decoded, encoded
@@ -18,7 +19,7 @@ HEAD = (
 END = "# end\n"
 """First and last line: a file that was cut at the end of a table is valid TOML, too."""
 _LONG_KEY = re.compile(r"^[^=\"'\n]{1000}", re.MULTILINE)
-"""A dotted key of 40 KB takes tomllib seconds and gigabytes."""
+"""A dotted key of 40 KB takes tomli seconds and gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def load_text(text: str) -> Stored:
     if text.startswith(HEAD) and not text.endswith(END):
         raise ValueError(f"its last line is not {END.rstrip()!r}")
     try:
-        data = tomllib.loads(text)
+        data = tomli.loads(text)
     except RecursionError:
         raise ValueError("its tables are nested too deep") from None
     if data.get("version") != VERSION:

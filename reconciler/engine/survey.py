@@ -33,6 +33,13 @@ class Context:
     def __init__(self, formats: dict[Identity, Format], roots: images.Roots) -> None:
         self.formats = formats
         self.trust = images.Trust(formats, roots=roots)
+        self._by_default = {"qcow2": self.trust}
+
+    def trusting(self, default: Format) -> images.Trust:
+        """The same trust with another *default* format."""
+        if default not in self._by_default:
+            self._by_default[default] = replace(self.trust, default=default)
+        return self._by_default[default]
 
 
 @dataclass(slots=True)
@@ -147,7 +154,7 @@ class Survey:
     # One disk
 
     def _tree(self, disk: DesiredDisk) -> Tree:
-        """*disk* with its state and its observed chain."""
+        """*disk* with its state and its observed chain, as looked at now or remembered."""
         if self.lookups.memory is None or disk.connection is not None:
             return self._walked(disk)
         given = disk, self.context
@@ -156,29 +163,37 @@ class Survey:
         )
 
     def _walked(self, disk: DesiredDisk) -> Tree:
-        lookups = self.lookups
+        """*disk* with its state and its observed chain."""
+        lookups, state, error = self.lookups, DiskState(), None
+        try:
+            state = self.states.disk(disk.domain, disk.target, lookups)
+        except ReconcilerError as damaged:
+            error = str(damaged)
         tree = Tree(
             disk,
             tuple(lookups.path(entry.path) for entry in disk.chain),
+            state,
             discard=tuple(lookups.path(path) for path in disk.discard),
-            trust=replace(self.context.trust, default=disk.format),
+            trust=self.context.trusting(disk.format),
+            error=error,
         )
+        return tree if error else self._with_chain(tree)
+
+    def _with_chain(self, tree: Tree) -> Tree:
+        lookups, state = self.lookups, tree.state
         try:
-            state = self.states.disk(disk.domain, disk.target, lookups)
-            tree = replace(tree, state=state)
             for path in paths_in(state):
                 tree.trust.require_allowed(str(lookups.path(path)))
-            if disk.connection is not None:
+            if tree.desired.connection is not None:
                 tree = self._as_libvirt_has_it(tree)
             active = self._active(tree)
             if active is None:
                 return tree
             chain = images.walk(active, tree.trust, lookups)
-            if state.unfinished is None:
-                names = {**self._named_as_listed(tree, chain), **state.names}
-                tree = replace(tree, state=replace(state, names=names))
-            chain = images.with_names(chain, tree.state.names, lookups)
-            return replace(tree, chain=chain)
+            if state.unfinished is None and (found := self._named_as_listed(tree, chain)):
+                state = replace(state, names={**found, **state.names})
+            chain = images.with_names(chain, state.names, lookups)
+            return replace(tree, state=state, chain=chain)
         except images.BackingMissing as error:
             same_name = (path for path in tree.listed if path.name == error.missing.name)
             moved = next((path for path in same_name if self._exists(path)), None)
@@ -298,11 +313,10 @@ class Survey:
                 self._wanted(entry, path, by_identity, tree)
                 for entry, path in zip(tree.desired.chain, tree.listed, strict=True)
             )
-            paths = set(tree.chain.paths)
             outside = tuple(
                 (each.path, images.walk(each.path, tree.trust, self.lookups))
                 for each in wanted
-                if each.image is not None and each.path not in paths
+                if each.image is not None and each.path not in tree.chain
             )
         except ReconcilerError as error:
             return replace(tree, error=str(error))
@@ -315,6 +329,7 @@ class Survey:
             tree,
             wanted=wanted,
             outside=outside,
+            folders=self.lookups.folders((*tree.chain.paths, *(one.path for one in wanted))),
             places=places,
             untouched=tree.state.unfinished is not None and _untouched(tree.state.unfinished),
             replaced=_replaced(tree.state.unfinished) if tree.state.unfinished else (),
@@ -353,6 +368,8 @@ class Survey:
         hand has changed no restore point.
         """
         unfinished = tree.state.unfinished
+        if not tree.state.images:
+            return ()
         concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
         found = []
@@ -381,14 +398,12 @@ class Survey:
         return "was written to" if now.is_same_file(known) else "is another file now"
 
     def _overlays(self, trees: Collection[Tree]) -> Overlays:
-        folders: set[Path] = set()
+        paths: list[Path] = [path for path, _ in self.domain_files]
         for tree in trees:
-            folders.update(path.parent for path in tree.listed)
-            folders.update(image.path.parent for image in tree.chain)
-            folders.update(image.path.parent for _, some in tree.outside for image in some)
-        folders.update(path.parent for path, _ in self.domain_files)
-        folders.update(map(Path, self.known_folders))
-        there = tuple(sorted(one for one in folders if self._is_folder(one)))
+            paths += (*tree.listed, *tree.chain.paths)
+            paths += (image.path for _, some in tree.outside for image in some)
+        folders = self.lookups.folders(paths) | {Path(one) for one in self.known_folders}
+        there = tuple(sorted(filter(self._is_folder, folders)))
         if self.lookups.memory is None:
             return scan(there, self.context.trust, self.lookups)
         return self.lookups.memory.of(
@@ -404,26 +419,26 @@ class Survey:
         if tree.error is not None or active is None:
             return tree
         if tree.found is None:
-            return replace(tree, busy=files.written_by_other(active.path))
+            return replace(tree, busy=True) if files.written_by_other(active.path) else tree
         if not tree.found.domain.on:
             # libvirt may have lost a domain that runs, on whatever image of the chain
             busy = any(files.written_by_other(image.second or image.path) for image in tree.chain)
-            return replace(tree, busy=busy)
+            return replace(tree, busy=True) if busy else tree
         above = overlays.of(active.identity)
         ours = _is_live(tree.state.unfinished)
         return replace(tree, lost=tree.found.lost(tree.chain, above, ours=ours))
 
     def _folders(self, trees: Iterable[Tree]) -> dict[Path, Folder]:
         """Folders of all images that the disks to be planned have or shall have."""
-        folders: set[Path] = set()
-        for tree in trees:
-            folders.update(image.path.parent for image in tree.chain)
-            folders.update(wanted.path.parent for wanted in tree.wanted)
+        folders = set().union(*(tree.folders for tree in trees))
+        free: dict[int, int] = {}
         found = {}
         for folder in folders:
             if self._is_folder(folder):
                 who = statx.identity_of(folder)
-                found[folder] = Folder(who.mount_id, who.device, files.free_bytes(folder))
+                if who.device not in free:
+                    free[who.device] = files.free_bytes(folder)
+                found[folder] = Folder(who.mount_id, who.device, free[who.device])
         return found
 
     def _exists(self, path: Path) -> bool:

@@ -94,13 +94,8 @@ def _look(
     )
 
 
-def _concerned(tree: Tree) -> set[Path]:
-    folders = {image.path.parent for image in tree.chain}
-    return folders | {wanted.path.parent for wanted in tree.wanted}
-
-
 def _no_folder(tree: Tree, forest: Forest) -> str | None:
-    missing = sorted(str(one) for one in _concerned(tree) if one not in forest.folders)
+    missing = sorted(str(one) for one in tree.folders if one not in forest.folders)
     if not missing:
         return None
     return f"the folder {', '.join(missing)} does not exist; create it first"
@@ -108,7 +103,7 @@ def _no_folder(tree: Tree, forest: Forest) -> str | None:
 
 def _task(tree: Tree, forest: Forest) -> Task:
     disk, found = tree.desired, tree.found
-    folders = {folder: forest.folders[folder] for folder in _concerned(tree)}
+    folders = {folder: forest.folders[folder] for folder in tree.folders}
     saved = found is not None and found.domain.managed_save
     return Task(
         domain=disk.domain,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 from reconciler.model.image import Image
 from reconciler.planner.task import Task
@@ -28,14 +27,14 @@ def fingerprint(task: Task) -> str:
         "discard": sorted(str(path) for path in task.discard),
         "rules": [task.remove_base, task.bitmaps, task.default_format],
         "users": {str(path): list(users) for path, users in sorted(task.users.items())},
-        "templates": sorted(str(p) for p in task.templates if p in task.chain),
+        "templates": sorted(str(path) for path in task.chain.paths if path in task.templates),
         "state": [task.on, str(task.attached), task.pinned, task.on_running],
         "snapshots": {name: str(one.image) for name, one in sorted(task.snapshots.items())},
         "definition": [task.transient, [str(path) for path in task.outdated]],
         "strangers": sorted(str(path) for path in task.strangers),
     }
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+    text = repr(facts)  # of texts, numbers, lists: the same in every process
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _facts(image: Image) -> list[object]:

@@ -48,7 +48,7 @@ class Array:
 
 def read_array(text: str, start: int) -> Array:
     """
-    The list whose ``[`` is at *start* of a text that tomllib accepts.
+    The list whose ``[`` is at *start* of a text that tomli accepts.
 
     Raises:
         ValueError: There is no list.

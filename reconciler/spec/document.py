@@ -6,11 +6,12 @@ import json
 import os
 import re
 import stat
-import tomllib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import tomli
 
 from reconciler.model.desired import Location
 from reconciler.model.errors import Problem, SpecError
@@ -114,11 +115,11 @@ def read_document(file: Path, text: str | None = None) -> Document:
         text = read_text(file)
     _check_limits(file, text)
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         raise _syntax_error(file, text, str(error)) from error
     except (ValueError, RecursionError) as error:
-        # tomllib lets some errors of int() and of the interpreter through.
+        # tomli lets some errors of int() and of the interpreter through.
         raise _at(file, text, 0, f"not valid TOML: {error}") from error
     if not data:
         example = (
@@ -173,9 +174,9 @@ def _bytes_of(file: Path, size: int) -> bytes:
 
 def _check_limits(file: Path, text: str) -> None:
     """
-    Refuse a text on which tomllib would spend minutes or run out of stack.
+    Refuse a text on which tomli would spend minutes or run out of stack.
 
-    Up to its first syntax error, tomllib sees the same tokens as this loop,
+    Up to its first syntax error, tomli sees the same tokens as this loop,
     and there it stops; so does the loop at a string without an end.
 
     Source: with Python 3.11 a dotted key of 40 KB takes 4 s and 1.5 GiB.
@@ -213,7 +214,7 @@ def _check_limits(file: Path, text: str) -> None:
 
 
 def _syntax_error(file: Path, text: str, message: str) -> SpecError:
-    """tomllib's complaint, at the place that it names."""
+    """tomli's complaint, at the place that it names."""
     place = _PLACE.search(message)
     what = f"not valid TOML: {_PLACE.sub('', message)}"
     if place and place[1]:

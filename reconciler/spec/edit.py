@@ -1,7 +1,7 @@
 """
 Edits of a spec: text in, text out, and nothing else moves.
 
-Each edit is checked before it is returned: what tomllib reads in the new text
+Each edit is checked before it is returned: what tomli reads in the new text
 is what it reads in the old one, with the one disk changed as asked.  tomlkit
 writes the strings and keys.
 """
@@ -9,11 +9,11 @@ writes the strings and keys.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import tomli
 import tomlkit
 
 from reconciler.model.errors import Mistake
@@ -66,8 +66,8 @@ def add_overlay(
     """
     chain = _array(text, (*_path(domain, disk), "chain"))
     value = _like(chain.values, name, image_format)
-    data = tomllib.loads(text)
-    entries = [*_disk(data, domain, disk)["chain"], tomllib.loads(f"x = {value}")["x"]]
+    data = tomli.loads(text)
+    entries = [*_disk(data, domain, disk)["chain"], tomli.loads(f"x = {value}")["x"]]
     new = joined(with_added(chain.tokens, value, _newline(text)))
     return _checked(text, _replaced(text, chain, new), domain, disk, chain=entries)
 
@@ -75,7 +75,7 @@ def add_overlay(
 def drop_images(text: str, domain: str, disk: str, names: Collection[str]) -> str:
     """*text* without the entries of a disk's chain that have the file names *names*."""
     chain = _array(text, (*_path(domain, disk), "chain"))
-    entries = _disk(tomllib.loads(text), domain, disk)["chain"]
+    entries = _disk(tomli.loads(text), domain, disk)["chain"]
     gone = {number for number, entry in enumerate(entries) if file_of(entry) in names}
     if len(gone) == len(entries):
         raise Mistake(f"{domain}:{disk} would have no image left; keep one")
@@ -100,7 +100,7 @@ def roll_back(
     Args:
         discard: Images above *to*; they leave the chain, and their data may go.
     """
-    entries = _disk(tomllib.loads(text), domain, disk)["chain"]
+    entries = _disk(tomli.loads(text), domain, disk)["chain"]
     listed = [file_of(entry) for entry in entries]
     above = listed[listed.index(to) + 1 :]
     chain = _array(text, (*_path(domain, disk), "chain"))
@@ -113,7 +113,7 @@ def roll_back(
     else:
         tokens = without(tokens, range(listed.index(to) + 1, len(listed)))
         tokens = with_added(tokens, value, _newline(text))
-    wanted = [*entries[: listed.index(to) + 1], tomllib.loads(f"x = {value}")["x"]]
+    wanted = [*entries[: listed.index(to) + 1], tomli.loads(f"x = {value}")["x"]]
     rolled = _checked(text, _replaced(text, chain, joined(tokens)), domain, disk, chain=wanted)
     return _with_discarded(rolled, domain, disk, discard)
 
@@ -222,7 +222,7 @@ def _one_a_line(chain: Array) -> bool:
 
 def _with_discarded(text: str, domain: str, disk: str, names: Sequence[str]) -> str:
     """*text*, where the disk's `discard` has *names* too."""
-    table = _disk(tomllib.loads(text), domain, disk)
+    table = _disk(tomli.loads(text), domain, disk)
     new = [name for name in names if name not in table.get("discard", ())]
     wanted = [*table.get("discard", ()), *new]
     if not new:
@@ -270,11 +270,11 @@ def _with_key_after_chain(text: str, domain: str, disk: str, names: Sequence[str
 
 def _checked(before: str, after: str, domain: str, disk: str, **keys: Any) -> str:
     """*after*, where it says what *before* says, with *keys* of one disk changed."""
-    wanted = tomllib.loads(before)
+    wanted = tomli.loads(before)
     _disk(wanted, domain, disk).update(keys)
     try:
-        found = tomllib.loads(after)
-    except tomllib.TOMLDecodeError:
+        found = tomli.loads(after)
+    except tomli.TOMLDecodeError:
         found = {}
     if found != wanted:
         raise Mistake(

@@ -8,12 +8,12 @@ double quotes.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array, Comment, InlineTable, Table, Whitespace
@@ -75,7 +75,7 @@ def formatted(text: str, file: Path) -> str:
     except TOMLKitError as error:
         raise SpecError([document.problem((), f"tomlkit cannot read it: {error}")]) from error
     new = _Formatter().run(parsed, document.data)
-    if tomllib.loads(new) != tomllib.loads(text):
+    if tomli.loads(new) != tomli.loads(text):
         what = (
             "cannot be formatted without a change of its meaning; this is a bug, please report it"
         )
@@ -256,7 +256,7 @@ def _elements(tokens: Sequence[Token]) -> tuple[list[_Element], list[str]]:
         elif token.kind == "comment":
             lead.append(token.text.rstrip())
         elif token.kind == "value":
-            value = tomllib.loads(f"x = {token.text}")["x"]
+            value = tomli.loads(f"x = {token.text}")["x"]
             found.append(_Element(_scalar(value), lead))
             lead, on_line = [], True
     return found, lead

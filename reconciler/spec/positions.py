@@ -1,12 +1,13 @@
-"""Where each key of a TOML text stands; tomllib and tomlkit tell no positions."""
+"""Where each key of a TOML text stands; tomli and tomlkit tell no positions."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from bisect import bisect_right
 from functools import cached_property
 from typing import cast
+
+import tomli
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root, such as ``("domains", "web", "disks", "vda")``."""
@@ -36,7 +37,7 @@ class Positions:
     is written first.
 
     Args:
-        text: A text that tomllib accepts.
+        text: A text that tomli accepts.
 
     Raises:
         ValueError: The text is no TOML.
@@ -170,5 +171,5 @@ def _plain(key: str) -> str:
     if key.startswith("'"):
         return key[1:-1]
     if key.startswith('"'):
-        return cast(str, tomllib.loads(f"k = {key}")["k"])
+        return cast(str, tomli.loads(f"k = {key}")["k"])
     return key

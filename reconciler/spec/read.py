@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from reconciler.spec.document import Document, read_document
 from reconciler.spec.meaning import KnownDisks, meaning
 from reconciler.spec.positions import KeyPath
 from reconciler.spec.rules import RealPaths
+from reconciler.tools.garbage import without_collecting
 from reconciler.tools.lookups import Lookups, Memory
 
 
@@ -47,7 +47,7 @@ def load(
     """
     problems: list[Problem] = []
     seen: set[str] = set()
-    with _without_collecting():
+    with without_collecting():
         specs = [_read_spec(path, seen, problems, texts or {}, known) for path in paths]
         disks, found = meaning(specs, known.disks if known else None)
     problems += found
@@ -55,18 +55,6 @@ def load(
         raise SpecError(problems)
     sources = tuple(document.file.absolute() for documents in specs for document in documents)
     return Spec(sources=sources, disks=disks)
-
-
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Specs are read without a cycle, and looking for some takes a third of the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ def identity(path: Path) -> Identity | None:
     return Identity(found.st_dev, found.st_ino)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take three times as long to make
 class File:
     """
     A regular file as it was looked at, before anybody says which format it has.
@@ -170,7 +170,7 @@ class Roots:
 
     def hold(self, name: str) -> bool:
         """True where *name*, links resolved, is one of the folders or lies below one."""
-        folder = os.path.dirname(name)
+        folder = name.rpartition("/")[0] or "/"
         known = self._known.get(folder)
         if known is None:
             known = self._known[folder] = any(one in self._folders for one in _upwards(folder))
@@ -244,7 +244,7 @@ class Trust:
                 "images that the spec lists, or allowed_roots in the host's config)"
             )
 
-    def image(self, path: Path, recorded: str | None, lookups: Lookups) -> Image:
+    def image(self, path: str | Path, recorded: str | None, lookups: Lookups) -> Image:
         """
         The image at *path*.  Its name is resolved once: what is allowed is what is opened.
 
@@ -255,8 +255,9 @@ class Trust:
             ObserveError: It lies outside of the roots, cannot be read, or has another format.
         """
         where = lookups.path(path)
-        self.require_allowed(str(where))
-        file = look_at(str(where), lookups)
+        name = str(where)
+        self.require_allowed(name)
+        file = look_at(name, lookups)
         default = self.default
         if self.guess:
             if file.damage is not None:
@@ -277,7 +278,7 @@ def walk(active: Path, trust: Trust, lookups: Lookups | None = None) -> Chain:
     lookups = lookups or Lookups()
     images: list[Image] = []
     seen: set[Identity] = set()
-    given: Path | None = active
+    given: str | None = os.fspath(active)
     recorded_format: str | None = None
     while given is not None:
         try:
@@ -316,10 +317,9 @@ def _under_its_name(image: Image, names: Mapping[Path, Path], lookups: Lookups) 
     return replace(image, path=name, second=image.path)
 
 
-def identity_at(path: Path, lookups: Lookups) -> Identity | None:
+def identity_at(path: str | Path, lookups: Lookups) -> Identity | None:
     """Device and inode of the file behind the absolute *path*; None where there is none."""
-    found = lookups.stat(os.fspath(path))
-    return None if found is None else Identity(found.st_dev, found.st_ino)
+    return lookups.identity(os.fspath(path))
 
 
 class BackingMissing(ObserveError):
@@ -347,19 +347,19 @@ class BackingMissing(ObserveError):
         )
 
 
-def _named_by(images: list[Image], error: ObserveError, given: Path) -> ObserveError:
+def _named_by(images: list[Image], error: ObserveError, given: str) -> ObserveError:
     """*error* about the image *given*, told as what the overlay above it names."""
     if not images:
         return error
     overlay = images[-1]
     if str(error).endswith("does not exist"):
-        return BackingMissing(str(error), given, overlay)
+        return BackingMissing(str(error), Path(given), overlay)
     return ObserveError(
         f"{error}; {overlay.path} names it as its backing file ({overlay.recorded!r})"
     )
 
 
-def _chosen(path: Path, said: Format | None, recorded: str | None, default: Format) -> Format:
+def _chosen(path: str | Path, said: Format | None, recorded: str | None, default: Format) -> Format:
     """The format of *path*: what the spec says, else what the overlay records, else *default*."""
     if said and recorded and said != recorded:
         raise ObserveError(
@@ -373,23 +373,24 @@ def _chosen(path: Path, said: Format | None, recorded: str | None, default: Form
     raise ObserveError(f"{path} has the format {chosen}; only qcow2 and raw are handled")
 
 
-def _below(image: Image, given: Path, lookups: Lookups) -> Path | None:
+def _below(image: Image, given: str, lookups: Lookups) -> str | None:
     """The backing file of *image*, which was reached under the name *given*."""
     if image.recorded is None:
         return None
-    below = qcow2.backing_path(image.recorded, image.path)
-    if given is not image.path and given != image.path:
-        found = lookups.lstat(os.fspath(given))
+    own = str(image.path)
+    below = qcow2.backing_name(image.recorded, own)
+    if given != own:
+        found = lookups.lstat(given)
         if found is not None and stat.S_ISLNK(found.st_mode):
             _same_from_the_link(image, given, below, lookups)
     return below
 
 
-def _same_from_the_link(image: Image, given: Path, below: Path, lookups: Lookups) -> None:
+def _same_from_the_link(image: Image, given: str, below: str, lookups: Lookups) -> None:
     """QEMU starts a relative name from the folder of the name it was given."""
     assert image.recorded is not None
-    other = qcow2.backing_path(image.recorded, given)
-    if lookups.path(other) != lookups.path(below):
+    other = qcow2.backing_name(image.recorded, given)
+    if lookups.real(other) != lookups.real(below):
         raise ObserveError(
             f"{given} is a symbolic link to {image.path}, and its backing name "
             f"{image.recorded!r} means another file from there; list {image.path} instead"
@@ -463,5 +464,4 @@ def named_by(name: str, file: File) -> str | None:
     recorded = file.header.backing if file.header else file.foreign_backing
     if recorded is None:
         return None
-    below = qcow2.possible_path(recorded, Path(name))
-    return None if below is None else os.fspath(below)
+    return qcow2.possible_name(recorded, name)

@@ -15,12 +15,13 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reconciler.model.image import Identity
 from reconciler.tools.opening import open_resolved
 
 SECOND = 1_000_000_000
@@ -87,6 +88,7 @@ class Lookups:
         self.memory = memory
         self._found: dict[str, os.stat_result | None] = {}
         self._real: dict[str, str] = {}
+        self._paths: dict[str, Path] = {}
         self._listed: dict[str, tuple[str, ...] | None] = {}
         self._read: dict[tuple[str, object], object] = {}
         self._resolving: set[str] = set()
@@ -118,15 +120,35 @@ class Lookups:
             self._record("real", name, found)
         return found
 
-    def path(self, path: Path) -> Path:
-        """*path*, absolute, with every symbolic link resolved."""
+    def path(self, path: str | Path) -> Path:
+        """
+        *path*, absolute, with every symbolic link resolved.
+
+        A file has one object in a look, which is hashed once and is found by what it is:
+        to compare paths part by part took a quarter of a plan.
+        """
         name = os.fspath(path)
         real = self.real(name if name.startswith("/") else os.path.join(os.getcwd(), name))
-        return path if real == name else Path(real)
+        known = self._paths.get(real)
+        if known is None:
+            known = path if real == name and isinstance(path, Path) else Path(real)
+            self._paths[real] = known
+        return known
+
+    def folders(self, paths: Iterable[Path]) -> frozenset[Path]:
+        """The folders that *paths*, links resolved, lie in."""
+        names = {os.fspath(path).rpartition("/")[0] or "/" for path in paths}
+        known = self._paths
+        return frozenset(known.get(name) or known.setdefault(name, Path(name)) for name in names)
 
     def stat(self, name: str) -> os.stat_result | None:
         """What *name* leads to, through links; None: nothing."""
         return self.lstat(self.real(name))
+
+    def identity(self, name: str) -> Identity | None:
+        """Device and inode of what *name* leads to, through links; None: nothing."""
+        found = self.lstat(self.real(name))
+        return None if found is None else Identity(found.st_dev, found.st_ino)
 
     def is_folder(self, name: str) -> bool:
         """True where *name*, links resolved, is a folder; what lies in it may change."""
@@ -203,9 +225,11 @@ class Lookups:
             return self._found[name]
         except KeyError:
             pass
-        found: os.stat_result | None = None
-        with suppress(OSError, ValueError):  # ValueError: a name that no file can have
+        found: os.stat_result | None
+        try:
             found = os.lstat(name)
+        except (OSError, ValueError):  # ValueError: a name that no file can have
+            found = None
         self._found[name] = found
         return found
 
@@ -241,11 +265,10 @@ class Lookups:
         """What *parse* makes of the file; the error where it cannot be opened."""
         expected = self.lstat(name)
         try:
-            descriptor = open_resolved(name)
+            descriptor, found = open_resolved(name, expected)
         except OSError as error:
             return error
         try:
-            found = os.fstat(descriptor)
             if expected is None or version_of(found) != version_of(expected):
                 self._changed.add(name)  # between the two looks
                 self._record("version", name, Unsettled())

@@ -23,27 +23,35 @@ class _How(ctypes.Structure):
 _HOW = _How(_FLAGS, 0, _RESOLVE_NO_SYMLINKS)
 
 
-def open_resolved(name: str) -> int:
+def open_resolved(name: str, found: os.stat_result | None = None) -> tuple[int, os.stat_result]:
     """
     A descriptor of the regular file *name*, an absolute name without symbolic links.
 
     Whoever may write to a folder on the way could put a link there after the name was
     resolved and allowed; such a name is refused.
 
+    Args:
+        found: What `os.lstat` said of it just now; None: it is asked.
+
+    Returns:
+        The descriptor, and what `os.fstat` says of it.
+
     Raises:
         OSError: It cannot be opened (ELOOP: a component is a link by now), or is not a
             regular file (EINVAL).
     """
-    found = os.lstat(name)
+    if found is None:
+        found = os.lstat(name)
     if stat.S_ISLNK(found.st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     if not stat.S_ISREG(found.st_mode):  # opening a device or a pipe may have effects
         raise OSError(errno.EINVAL, "not a regular file", name)
     descriptor = _opened(name)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    opened = os.fstat(descriptor)
+    if not stat.S_ISREG(opened.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file any more", name)
-    return descriptor
+    return descriptor, opened
 
 
 def _opened(name: str) -> int:

@@ -42,7 +42,7 @@ class Overlays:
         """The images whose headers have *name*, and no other name of its file."""
         return frozenset(map(Path, self._names.get(str(name), ())))
 
-    def directly_on(self, file: Identity | None) -> Iterator[tuple[Path, Identity]]:
+    def directly_on(self, file: Identity | None) -> Iterator[tuple[str, Identity]]:
         """
         The images whose own header names *file*, in the order of the scan.
 
@@ -50,7 +50,7 @@ class Overlays:
         """
         for name, own in self._above.get(file, ()) if file is not None else ():
             if own != file:
-                yield Path(name), own
+                yield name, own
 
     def of(self, file: Identity | None) -> frozenset[Path]:
         """The images in the folders that stand on *file*."""
@@ -114,12 +114,10 @@ def _follow(
         below = _below(at, lookups)
         if below is None:
             return
-        own, there = lookups.lstat(at), lookups.lstat(below)
+        own, there = lookups.identity(at), lookups.identity(below)
         if own is None or there is None:
             return
-        overlays.add(
-            at, Identity(own.st_dev, own.st_ino), below, Identity(there.st_dev, there.st_ino)
-        )
+        overlays.add(at, own, below, there)
         at = below
 
 
@@ -135,13 +133,12 @@ def _follow_from_link(
     if trust.roots is not None and not trust.roots.hold(overlay):
         return
     below = _below(overlay, lookups, given)
-    own = lookups.lstat(overlay)
-    there = None if below is None else lookups.lstat(below)
-    if below is None or own is None or there is None:
+    if below is None:
         return
-    overlays.add(
-        overlay, Identity(own.st_dev, own.st_ino), below, Identity(there.st_dev, there.st_ino)
-    )
+    own, there = lookups.identity(overlay), lookups.identity(below)
+    if own is None or there is None:
+        return
+    overlays.add(overlay, own, below, there)
     _follow(below, trust, lookups, overlays, seen)
 
 

@@ -111,3 +111,33 @@ def test_a_disk_with_nothing_to_do_costs_the_same_among_few_and_among_many(
     # where the work grows with the square, the line through both has a negative start
     bent = {kind: cost for kind, cost in start.items() if not -FEW / 2 <= cost <= START[kind]}
     assert (dear, bent) == ({}, {})
+
+
+def calls(many: Many, *, recorded: bool) -> int:
+    """How many Python functions a plan of *many* with nothing to do calls, or goes on with."""
+    states, spec = ["--state-dir", str(many.root / "state")], str(many.spec("one"))
+    if recorded:
+        assert main.run(["apply", "-y", *states, spec]) == 0
+    assert main.run(["plan", *states, spec]) == 0  # all modules are loaded
+    found = Counter[str]()
+    sys.setprofile(lambda frame, event, argument: found.update((event,)))
+    try:
+        assert main.run(["plan", *states, spec]) == 0
+    finally:
+        sys.setprofile(None)
+    return found["call"]
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["with state files", "without"])
+@pytest.mark.parametrize(
+    ("tree", "base"), [("flat", "shared"), ("folders", "own"), ("folders", "templates")]
+)
+def test_no_disk_is_compared_with_every_other_one(
+    tmp_path: Path, tree: Tree, base: Base, recorded: bool
+) -> None:
+    few, more, most = (
+        calls(make(tmp_path / str(disks), disks, tree, base), recorded=recorded)
+        for disks in (FEW, 25, MORE)
+    )
+    # one call for each pair would make the second step of 15 disks dearer by 15 * 15 pairs
+    assert abs((most - more) - (more - few)) < 15 * 15, (few, more, most)
