@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,10 +27,9 @@ from reconciler.engine.disk_state import (
     begun,
     now,
 )
-from reconciler.engine.looking import look
+from reconciler.engine.looking import Looking
 from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import Session, StateFolder, waiting
-from reconciler.engine.survey import Survey
 from reconciler.engine.tasks import Look
 from reconciler.model.desired import Spec
 from reconciler.model.errors import (
@@ -60,7 +59,7 @@ from reconciler.model.steps import (
 from reconciler.planner.books import memory_note
 from reconciler.planner.price import room
 from reconciler.tools import files, images, quarantine, views
-from reconciler.tools.lookups import Lookups, Memory
+from reconciler.tools.lookups import Memory
 from reconciler.tools.overlays import Overlays
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class Applier:
     """
     Applies plans, disk by disk, to the chains of one spec.
 
-    Attributes:
+    Args:
         memory: What looks found, for the next one.
     """
 
@@ -126,7 +125,11 @@ class Applier:
     states: StateFolder
     options: Options
     reporter: Reporter
-    memory: Memory = field(default_factory=Memory)
+    memory: InitVar[Memory | None] = None
+    looking: Looking = field(init=False)
+
+    def __post_init__(self, memory: Memory | None) -> None:
+        self.looking = Looking(self.spec, self.states, memory or Memory())
 
     def apply(self, work: Sequence[Work]) -> list[ReconcilerError | None]:
         """
@@ -159,7 +162,7 @@ class Applier:
         return errors
 
     def _begun(self, plan: DiskPlan, found: Look, session: Session, *, stopped: bool) -> Going:
-        fresh = self._again(found)
+        fresh = self.looking.again(found.desired)
         if stopped and not plan.restart:
             # planned for a guest that runs, and off now because of another disk
             plan = planning.plan_disk(fresh)
@@ -224,16 +227,8 @@ class Applier:
 
     def planned_again(self, found: Look) -> Work:
         """What is left to do for a disk after its plan was carried out."""
-        fresh = self._again(found)
+        fresh = self.looking.again(found.desired)
         return planning.plan_disk(fresh), fresh
-
-    def _again(self, found: Look) -> Look:
-        """The same disk, looked at once more."""
-        return look(self.spec, self.states, [found.desired], self.memory)[0]
-
-    def overlays(self) -> Overlays:
-        """Who stands on whom at this moment, in every folder that is known."""
-        return Survey(self.spec, self.states, Lookups(self.memory)).overlays()
 
     def wake(self, plan: DiskPlan, found: Look) -> None:
         """
@@ -822,7 +817,7 @@ class _Run:
         removals = tuple(removals)
         if not removals:
             return
-        self.overlays = self.applier.overlays()
+        self.overlays = self.applier.looking.overlays(self.found.desired)
         for planned in removals:
             self._remove(planned)
         removed = {path for planned in removals for path in touched(planned.step)}

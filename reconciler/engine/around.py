@@ -107,26 +107,41 @@ class Around:
         errors: Why a connection does not answer.
     """
 
-    domains: Mapping[str, tuple[Domain, ...]] = field(default_factory=dict)
+    domains: Mapping[str, Mapping[str, Domain]] = field(default_factory=dict)
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, spec: Spec) -> Around:
         """Look at every domain; a connection that does not answer carries its error."""
-        domains: dict[str, tuple[Domain, ...]] = {}
+        domains: dict[str, Mapping[str, Domain]] = {}
         errors: dict[str, str] = {}
         for uri in dict.fromkeys(disk.connection for disk in spec.disks):
             if uri is None:
                 continue
             try:
-                domains[uri] = tuple(_connect(uri).domains())
+                domains[uri] = {one.name: one for one in _connect(uri).domains()}
             except ReconcilerError as error:
                 errors[uri] = str(error)
         return cls(domains, errors)
 
+    def renewed(self, disk: DesiredDisk) -> Around:
+        """The same, with the domain of *disk* as it is now."""
+        uri = disk.connection
+        if uri is None:
+            return self
+        domains = dict(self.domains.get(uri, {}))
+        domains.pop(disk.domain, None)
+        errors = {other: error for other, error in self.errors.items() if other != uri}
+        try:
+            if (domain := _connect(uri).domain(disk.domain)) is not None:
+                domains[domain.name] = domain
+        except ReconcilerError as error:
+            errors[uri] = str(error)
+        return Around({**self.domains, uri: domains}, errors)
+
     def sources(self) -> Iterator[tuple[Path, str]]:
         """Every file that a domain has as a disk, now or at its next start, and whose it is."""
-        for domain in (one for some in self.domains.values() for one in some):
+        for domain in (one for some in self.domains.values() for one in some.values()):
             for disks in (domain.live, domain.persistent):
                 for target, source in disks.items():
                     for path in (source.path, source.mirror):
@@ -135,13 +150,11 @@ class Around:
 
     def named(self, disk: DesiredDisk) -> Iterator[Path]:
         """The images that the XML of *disk*'s domain has for it, links resolved."""
-        for domain in self.domains.get(disk.connection or "", ()):
-            if domain.name != disk.domain:
-                continue
-            for disks in (domain.live, domain.persistent):
-                source = disks.get(disk.target)
-                if source is not None and source.path is not None and source.path.is_absolute():
-                    yield images.real(source.path)
+        domain = self.domains.get(disk.connection or "", {}).get(disk.domain)
+        for disks in (domain.live, domain.persistent) if domain is not None else ():
+            source = disks.get(disk.target)
+            if source is not None and source.path is not None and source.path.is_absolute():
+                yield images.real(source.path)
 
     def disk(self, disk: DesiredDisk) -> Found:
         """
@@ -154,9 +167,9 @@ class Around:
         assert uri is not None
         if uri in self.errors:
             raise ObserveError(self.errors[uri])
-        domain = next((one for one in self.domains[uri] if one.name == disk.domain), None)
+        domain = self.domains[uri].get(disk.domain)
         if domain is None:
-            known = ", ".join(sorted(one.name for one in self.domains[uri])) or "none"
+            known = ", ".join(sorted(self.domains[uri])) or "none"
             raise Refused(
                 f"{uri} has no domain {disk.domain} (it has: {known})",
                 "define it, or leave `connection` out to work on images alone",

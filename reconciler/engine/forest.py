@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -103,6 +103,8 @@ class Forest:
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
         unreadable: Why nobody can tell what is in flight: a state file is damaged.
         host: What this host allows.
+        uses: False where a disk, by its label, no longer lists or has the file that *labels*
+            says it has; None: all of this is of one moment.
     """
 
     trees: Mapping[str, Tree]
@@ -114,13 +116,14 @@ class Forest:
     in_flight: Mapping[Path, Sequence[str]]
     unreadable: str | None
     host: Host
+    uses: Callable[[str, Path], bool] | None = None
 
     @classmethod
     def of(
         cls,
         trees: Mapping[str, Tree],
         overlays: Overlays,
-        domain_files: Iterable[tuple[Path, str]],
+        domain_files: Mapping[str, Iterable[Path]],
         folders: Mapping[Path, Folder],
         in_flight: Mapping[Path, Sequence[str]] | str,
         host: Host,
@@ -130,7 +133,7 @@ class Forest:
         The forest of these trees.
 
         Args:
-            domain_files: Every file that a domain has as a disk, and whose it is.
+            domain_files: Every file that a domain has as a disk, by the label of that disk.
             in_flight: As the attribute, or why it cannot be told.
             second_names: Names that lead to one file each, as through two mounts: what is
                 said of one holds for all.
@@ -145,7 +148,7 @@ class Forest:
                     templates.add(path)
             for path in (*tree.listed, *tree.chain.paths):
                 labels.setdefault(path, {})[label] = None
-        for path, label in domain_files:
+        for label, path in ((label, path) for label, some in domain_files.items() for path in some):
             labels.setdefault(path, {})[label] = None
         flight = {} if isinstance(in_flight, str) else dict(in_flight)
         for names in second_names:
@@ -205,7 +208,7 @@ class Forest:
             path
             for path in second
             if any(str(one) not in own for one in self.overlays.naming(path))
-            or {*self.labels.get(path, ())} - {label}
+            or any(self._listing([path], label))
         )
 
     def claimed(self, tree: Tree) -> dict[Path, str]:
@@ -261,4 +264,7 @@ class Forest:
 
     def _listing(self, names: Iterable[Path], label: str) -> Iterator[str]:
         """Disks other than *label* that list or have a file under one of *names*."""
-        return (one for name in names for one in self.labels.get(name, ()) if one != label)
+        for name in names:
+            for one in self.labels.get(name, ()):
+                if one != label and (self.uses is None or self.uses(one, name)):
+                    yield one

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+from reconciler.engine.forest import Forest
 from reconciler.engine.state import StateFolder
 from reconciler.engine.survey import Survey
 from reconciler.engine.tasks import Look, look_at
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.tools.garbage import without_collecting
 from reconciler.tools.lookups import Lookups, Memory
+from reconciler.tools.overlays import Overlays
 
-__all__ = ["Look", "look"]
+__all__ = ["Look", "Looking", "look"]
+
+SHARE = 10
+"""How much longer than it took a survey of all disks counts: it costs a tenth of an apply."""
 
 
 def look(
@@ -34,3 +42,40 @@ def look(
         survey = Survey(spec, states, lookups or Lookups(memory))
         forest = survey.forest(chosen)
         return [look_at(disk.label, forest) for disk in chosen]
+
+
+@dataclass(slots=True)
+class Looking:
+    """
+    Looks at one disk after the other while they are changed; threads may share it.
+
+    Each look reads the disk, its domain, and every header in its folders anew.  What lies
+    elsewhere is found by a survey of all disks, which is made again once it is older than
+    SHARE times what it cost; whoever is said to use an image of the disk is asked again.
+    """
+
+    spec: Spec
+    states: StateFolder
+    memory: Memory = field(default_factory=Memory)
+    _all: tuple[Survey, Forest] | None = None
+    _until: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def again(self, disk: DesiredDisk) -> Look:
+        """*disk* as it is now."""
+        return look_at(disk.label, self._renewed(disk))
+
+    def overlays(self, disk: DesiredDisk) -> Overlays:
+        """Who stands on the images of *disk* at this moment."""
+        return self._renewed(disk).overlays
+
+    def _renewed(self, disk: DesiredDisk) -> Forest:
+        with self._lock:
+            if self._all is None or time.monotonic() >= self._until:
+                began = time.monotonic()
+                survey = Survey(self.spec, self.states, Lookups(self.memory))
+                self._all = survey, survey.forest(())
+                ended = time.monotonic()
+                self._until = ended + SHARE * (ended - began)
+            survey, forest = self._all
+        return survey.renewed(disk, forest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +42,13 @@ class Context:
             self._by_default[default] = replace(self.trust, default=default)
         return self._by_default[default]
 
+    def with_formats(self, formats: Mapping[Identity, Format]) -> Context:
+        """The same where it knows *formats* already."""
+        if all(self.formats.get(file) == said for file, said in formats.items()):
+            return self
+        assert self.trust.roots is not None
+        return Context({**self.formats, **formats}, self.trust.roots)
+
 
 @dataclass(slots=True)
 class Survey:
@@ -51,14 +59,15 @@ class Survey:
     lookups: Lookups
     around: Around = field(init=False)
     context: Context = field(init=False)
-    domain_files: list[tuple[Path, str]] = field(init=False)
+    domain_files: dict[str, list[Path]] = field(init=False)
     known_folders: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         process.limit(self.spec.host.limits)
         self.around = Around.of(self.spec)
-        sources = self.around.sources()
-        self.domain_files = [(self.lookups.path(path), label) for path, label in sources]
+        self.domain_files = {}
+        for path, label in self.around.sources():
+            self.domain_files.setdefault(label, []).append(self.lookups.path(path))
         self.known_folders = self._known_folders()
         self.context = self._context()
 
@@ -75,7 +84,7 @@ class Survey:
         for label in chosen:
             trees[label] = self._compared(trees[label])
         overlays = Overlays()
-        if any(trees[label].error is None for label in chosen):
+        if not chosen or any(trees[label].error is None for label in chosen):
             overlays = self._overlays(trees.values())
         for label in chosen:
             trees[label] = self._in_use(trees[label], overlays)
@@ -89,9 +98,38 @@ class Survey:
             self._second_names(trees.values()),
         )
 
-    def overlays(self) -> Overlays:
-        """Who stands on whom, in every folder that the spec or a domain has images in."""
-        return self._overlays([self._tree(disk) for disk in self.spec.disks])
+    def renewed(self, disk: DesiredDisk, forest: Forest) -> Forest:
+        """
+        *forest*, which this survey made, with *disk* as it is now.
+
+        The disk, its domain and all headers in its folders are read anew; so is whoever
+        *forest* says to use one of its images.
+        """
+        now = copy(self)
+        now.lookups = Lookups(self.lookups.memory)
+        now.around = self.around.renewed(disk)
+        now.context = self.context.with_formats(_formats([disk], now.lookups))
+        tree = now._compared(now._tree(disk))
+        places = tree.folders | now.lookups.folders(map(Path, tree.own))
+        overlays = forest.overlays.renewed(places, now.context.trust, now.lookups)
+        trees: dict[str, Tree] = {}
+
+        def uses(label: str, path: Path) -> bool:
+            if label not in trees and label in forest.trees:
+                trees[label] = now._tree(forest.trees[label].desired)
+            found = trees.get(label, Tree(disk, ()))
+            names = (*found.listed, *found.chain.paths, *self.domain_files.get(label, ()))
+            there = now.lookups.identity(str(path))
+            return path in names or any(now.lookups.identity(str(one)) == there for one in names)
+
+        return replace(
+            forest,
+            trees=ChainMap({disk.label: now._in_use(tree, overlays)}, dict(forest.trees)),
+            overlays=overlays,
+            folders=now._folders([tree]),
+            in_flight=now._still_in_flight(tree, forest),
+            uses=uses,
+        )
 
     # What holds for all disks
 
@@ -102,13 +140,7 @@ class Survey:
         return self.lookups.memory.of(("context",), self.lookups, self._read_context, given)
 
     def _read_context(self) -> Context:
-        formats: dict[Identity, Format] = {}
-        for disk in self.spec.disks:
-            for entry in disk.chain:
-                there = entry.format and images.identity_at(entry.path, self.lookups)
-                if entry.format and there:
-                    formats[there] = entry.format  # a name through any link counts
-        return Context(formats, self._roots())
+        return Context(_formats(self.spec.disks, self.lookups), self._roots())
 
     def _roots(self) -> images.Roots:
         """Folders below which images may lie: as the host's config says, else those of the spec."""
@@ -138,7 +170,7 @@ class Survey:
         """Names of one file each, where several are known: one folder may have two mounts."""
         known: dict[tuple[int, int], set[Path]] = {}
         paths = {path for tree in trees for path in (*tree.listed, *tree.chain.paths)}
-        paths |= {path for path, _ in self.domain_files}
+        paths |= {path for some in self.domain_files.values() for path in some}
         for path in paths:
             found = self.lookups.lstat(os.fspath(path))
             if found is not None:
@@ -150,6 +182,17 @@ class Survey:
             return self.states.in_flight(self.lookups)
         except ReconcilerError as error:
             return str(error)
+
+    def _still_in_flight(self, tree: Tree, forest: Forest) -> Mapping[Path, Sequence[str]]:
+        """Those of the images of *tree* that steps of another disk in *forest* still write."""
+        found: dict[Path, Sequence[str]] = {}
+        for path in (*tree.chain.paths, *(wanted.path for wanted in tree.wanted)):
+            for label in forest.in_flight.get(path, ()):
+                domain, _, target = label.rpartition(":")
+                unfinished = self.states.disk(domain, target, self.lookups).unfinished
+                if unfinished and path in unfinished.written:
+                    found[path] = (*found.get(path, ()), label)
+        return found
 
     # One disk
 
@@ -398,7 +441,7 @@ class Survey:
         return "was written to" if now.is_same_file(known) else "is another file now"
 
     def _overlays(self, trees: Collection[Tree]) -> Overlays:
-        paths: list[Path] = [path for path, _ in self.domain_files]
+        paths = [path for some in self.domain_files.values() for path in some]
         for tree in trees:
             paths += (*tree.listed, *tree.chain.paths)
             paths += (image.path for _, some in tree.outside for image in some)
@@ -446,6 +489,16 @@ class Survey:
 
     def _is_folder(self, path: Path) -> bool:
         return self.lookups.is_folder(os.fspath(path))
+
+
+def _formats(disks: Iterable[DesiredDisk], lookups: Lookups) -> dict[Identity, Format]:
+    """The formats that *disks* name; a name through any link counts."""
+    formats: dict[Identity, Format] = {}
+    for entry in (one for disk in disks for one in disk.chain if one.format):
+        there = images.identity_at(entry.path, lookups)
+        if entry.format and there:
+            formats[there] = entry.format
+    return formats
 
 
 def _untouched(unfinished: Unfinished) -> bool:

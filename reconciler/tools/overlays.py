@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from reconciler.model.errors import ObserveError
@@ -23,7 +23,8 @@ class Overlays:
     Only who names whom is kept: a chain of thousands beside ours costs no more than its length.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, earlier: Earlier | None = None) -> None:
+        self._earlier = earlier
         self._above: dict[Identity, list[tuple[str, Identity]]] = {}
         self._names: dict[str, set[str]] = {}
         self._found: set[str] = set()
@@ -40,7 +41,10 @@ class Overlays:
 
     def naming(self, name: Path) -> frozenset[Path]:
         """The images whose headers have *name*, and no other name of its file."""
-        return frozenset(map(Path, self._names.get(str(name), ())))
+        found = set(self._names.get(str(name), ()))
+        if self._earlier is not None:
+            found |= self._earlier.naming(str(name))
+        return frozenset(map(Path, found))
 
     def directly_on(self, file: Identity | None) -> Iterator[tuple[str, Identity]]:
         """
@@ -48,9 +52,13 @@ class Overlays:
 
         One may lie in a folder that was not looked at, below an overlay in one that was.
         """
-        for name, own in self._above.get(file, ()) if file is not None else ():
+        if file is None:
+            return
+        for name, own in self._above.get(file, ()):
             if own != file:
                 yield name, own
+        if self._earlier is not None:
+            yield from self._earlier.directly_on(file)
 
     def of(self, file: Identity | None) -> frozenset[Path]:
         """The images in the folders that stand on *file*."""
@@ -58,7 +66,7 @@ class Overlays:
 
     def ordered(self, file: Identity | None) -> tuple[Path, ...]:
         """The same, by name."""
-        if file is None or file not in self._above:
+        if file is None or (file not in self._above and self._earlier is None):
             return ()
         if file not in self._known:
             self._known[file] = self._on(file)
@@ -68,13 +76,57 @@ class Overlays:
         found: set[str] = set()
         seen, left = {file}, [file]
         while left:
-            for name, own in self._above.get(left.pop(), ()):
+            for name, own in self.directly_on(left.pop()):
                 if own != file:
                     found.add(name)
                 if own not in seen:
                     seen.add(own)
                     left.append(own)
-        return tuple(map(Path, sorted(found & self._found)))
+        return tuple(map(Path, sorted(filter(self._counts, found))))
+
+    def _counts(self, overlay: str) -> bool:
+        earlier = self._earlier
+        return overlay in self._found or (earlier is not None and earlier.counts(overlay))
+
+    def renewed(self, folders: Collection[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
+        """The same, with every overlay in *folders* as it is now."""
+        now = Overlays(Earlier(self, frozenset(map(str, folders)), lookups))
+        _scan_into(now, [one for one in folders if lookups.is_folder(str(one))], trust, lookups)
+        return now
+
+
+class Earlier:
+    """
+    What an earlier scan found outside of some folders, as far as it is still so.
+
+    An overlay is asked again when it matters: ten thousand may stand on one template.
+    """
+
+    def __init__(self, scanned: Overlays, without: frozenset[str], lookups: Lookups) -> None:
+        self._scanned, self._without, self._lookups = scanned, without, lookups
+
+    def counts(self, overlay: str) -> bool:
+        """True where *overlay* lies in a folder that was scanned then, and is not one of ours."""
+        outside = overlay.rpartition("/")[0] not in self._without
+        return outside and overlay in self._scanned._found
+
+    def directly_on(self, file: Identity) -> Iterator[tuple[str, Identity]]:
+        """As `Overlays.directly_on`."""
+        for name, _ in self._scanned.directly_on(file):
+            own = self._lookups.identity(name)
+            if own is not None and self._names(name, lambda it: self._lookups.identity(it) == file):
+                yield name, own
+
+    def naming(self, name: str) -> set[str]:
+        """As `Overlays.naming`."""
+        overlays = map(str, self._scanned.naming(Path(name)))
+        return {one for one in overlays if self._names(one, lambda it: it == name)}
+
+    def _names(self, overlay: str, what: Callable[[str], bool]) -> bool:
+        if overlay.rpartition("/")[0] in self._without:
+            return False
+        below = _below(overlay, self._lookups)
+        return below is not None and what(below)
 
 
 def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
@@ -85,6 +137,13 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
     """
     overlays = Overlays()
+    _scan_into(overlays, folders, trust, lookups)
+    return overlays
+
+
+def _scan_into(
+    overlays: Overlays, folders: Iterable[Path], trust: images.Trust, lookups: Lookups
+) -> None:
     seen: set[str] = set()
     for folder in sorted({lookups.real(os.fspath(folder)) for folder in folders}):
         names = lookups.names(folder)
@@ -99,7 +158,6 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
                 _follow(overlay, trust, lookups, overlays, seen)
                 if overlay != given:
                     _follow_from_link(given, overlay, trust, lookups, overlays, seen)
-    return overlays
 
 
 def _follow(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.engine import looking
 from reconciler.engine.disk_state import DiskState, Leftover
-from reconciler.engine.looking import look
+from reconciler.engine.looking import Looking, look
 from reconciler.engine.state import StateFolder
 from reconciler.engine.tasks import Look
 from reconciler.model.desired import Spec
@@ -200,6 +201,31 @@ def test_a_look_with_a_memory_finds_what_a_look_without_one_finds(
         told = f"round {number} of seed {seed}, after {act.__name__}"
         assert list(map(comparable, remembered)) == list(map(comparable, fresh)), told
     assert len(recalled) > ROUNDS
+
+
+def who_aside(found: Look) -> Look:
+    """*found* without the names of those who use its images."""
+    task = found.task and replace(found.task, users=dict.fromkeys(found.task.users, ()), free={})
+    return replace(found, task=task, claimed=dict.fromkeys(found.claimed, ""))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_look_at_one_disk_after_a_survey_of_all_finds_what_a_new_survey_finds(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looking, "SHARE", 10**9)
+    yard = Yard(tmp_path, random.Random(seed))
+    spec = yard.spec()
+    again = Looking(spec, yard.states)
+    for number in range(ROUNDS):
+        act = yard.act()
+        if act in (yard.switch, yard.link, yard.edit):
+            continue  # what the names of a spec lead to is as the survey found it
+        act()
+        chosen = yard.random.choice(spec.disks)
+        told = f"round {number} of seed {seed}, after {act.__name__}"
+        fresh = look(spec, yard.states, [chosen])[0]
+        assert who_aside(again.again(chosen)) == who_aside(fresh), told
 
 
 def test_images_that_are_as_they_were_are_not_read_again(

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from reconciler.cli import main
+from reconciler.engine import looking
 from tests.many import IMAGES, Base, Many, Specs, Tree, make
 
 FEW, MORE = 10, 40
@@ -141,3 +142,28 @@ def test_no_disk_is_compared_with_every_other_one(
     )
     # one call for each pair would make the second step of 15 disks dearer by 15 * 15 pairs
     assert abs((most - more) - (more - few)) < 15 * 15, (few, more, most)
+
+
+def test_applying_to_a_disk_costs_the_same_among_few_and_among_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All disks are surveyed once a round, and not again for each disk that is changed."""
+    monkeypatch.setattr(looking, "SHARE", 10_000)  # however slow this machine is
+    looked = []
+    for disks in (5, 20):
+        many = make(tmp_path / str(disks), disks, "folders", "shared")
+        text = many.spec("one").read_text()
+        for number in range(disks):
+            last = f'"vm{number}/{IMAGES - 1}.qcow2"'
+            text = text.replace(f"{last}]", f'{last}, "vm{number}/new.qcow2"]')
+        spec = many.root / "all.toml"
+        spec.write_text(text)
+        with counting(monkeypatch) as found:
+            assert (
+                main.run(["apply", "-y", "--state-dir", str(many.root / "state"), str(spec)]) == 0
+            )
+        assert (many.root / f"images/vm{disks - 1}/new.qcow2").exists()
+        looked.append(Counter(found)["looked up"] / disks)
+
+    few, more = looked
+    assert more < 1.1 * few
