@@ -40,6 +40,7 @@ def run(
     folder: Path | None = None,
     umask: int | None = None,
     limits: Mapping[int, int] | None = None,
+    user: int = 0,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
     """
@@ -48,6 +49,7 @@ def run(
     Args:
         environment, folder, umask: Left out: those of this process, as they are now.
         limits: By their number in `resource`.
+        user: Who runs it, and with which group; 0: whoever runs the tests.
         timeout: In seconds.
 
     Raises:
@@ -60,6 +62,7 @@ def run(
         "folder": os.fspath(folder or Path.cwd()),
         "umask": _umask() if umask is None else umask,
         "limits": list((limits or {}).items()),
+        "user": user,
     }
     with (
         tempfile.TemporaryFile() as asked,
@@ -186,6 +189,10 @@ def _become(asked: int, out: int, err: int) -> None:
     os.umask(order["umask"])
     for what, most in order["limits"]:
         resource.setrlimit(what, (most, most))
+    if user := order["user"]:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
 
 
 if __name__ == "__main__":

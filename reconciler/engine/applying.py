@@ -842,6 +842,8 @@ class _Run:
     def _remove_leftover(self, step: Remove, left: Leftover) -> None:
         if users := self._users_of(left):
             self._stays(left.path, f"{', '.join(users)} stands on it")
+        elif hidden := self.overlays.unreadable(left.path.parent):
+            self._stays(left.path, f"{hidden[0]} cannot be read and may stand on it")
         elif files.opened_by_other(left.path):
             self._stays(left.path, "another program has it open")
         elif planning.still_there(left):

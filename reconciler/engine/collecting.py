@@ -71,4 +71,6 @@ def _in_use(one: Kept, overlays: Overlays, going: set[Path]) -> str | None:
     users = [path for path in overlays.ordered(images.identity(one.path)) if path not in going]
     if users:
         return f"{', '.join(map(str, users))} stands on it"
+    if hidden := [path for path in overlays.unreadable(one.path.parent) if path not in going]:
+        return f"{hidden[0]} cannot be read and may stand on it"
     return "a QEMU has it open" if files.opened_by_other(one.path) else None

@@ -211,6 +211,20 @@ class Forest:
             or any(self._listing([path], label))
         )
 
+    def hidden(self, tree: Tree) -> dict[Path, Path]:
+        """
+        Images of *tree*, each with a file beside it that cannot be read.
+
+        Such a file may be an overlay that stands on the image.
+        """
+        own = tree.own
+        names = (name for image in tree.chain for name in (image.path, image.second) if name)
+        return {name: file for name in names if (file := self._hidden_beside(name, own))}
+
+    def _hidden_beside(self, name: Path, own: frozenset[Path]) -> Path | None:
+        beside = self.overlays.unreadable(name.parent)
+        return next((file for file in beside if file not in own), None)
+
     def claimed(self, tree: Tree) -> dict[Path, str]:
         """
         Leftovers of *tree* that somebody else stands on or lists, and who does.
@@ -233,6 +247,8 @@ class Forest:
             labels = islice(self._listing([left.path], label), MANY)
             if users := tuple(dict.fromkeys((*overlays, *labels)))[:MANY]:
                 claimed[left.path] = f"{', '.join(users)} stands on it or lists it"
+            elif hidden := self._hidden_beside(left.path, own):
+                claimed[left.path] = f"{hidden} cannot be read and may stand on it"
             elif left.path in self.templates:
                 claimed[left.path] = "the spec calls it a template"
         return claimed

@@ -119,6 +119,7 @@ def _task(tree: Tree, forest: Forest) -> Task:
         templates=forest.templates,
         taken=forest.taken(tree),
         strangers=forest.strangers(tree),
+        hidden=forest.hidden(tree),
         filesystems={folder: one.mount for folder, one in folders.items()},
         devices={folder: one.device for folder, one in folders.items()},
         free={one.device: one.free for one in folders.values()},

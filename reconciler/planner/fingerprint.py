@@ -32,6 +32,7 @@ def fingerprint(task: Task) -> str:
         "snapshots": {name: str(one.image) for name, one in sorted(task.snapshots.items())},
         "definition": [task.transient, [str(path) for path in task.outdated]],
         "strangers": sorted(str(path) for path in task.strangers),
+        "hidden": {str(path): str(file) for path, file in sorted(task.hidden.items())},
     }
     text = repr(facts)  # of texts, numbers, lists: the same in every process
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

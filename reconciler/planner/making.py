@@ -445,12 +445,38 @@ def _prove(task: Task, layout: Layout, plan: DiskPlan) -> None:
 
 
 def _ready(task: Task, planned: tuple[PlannedStep, ...]) -> None:
-    """Refuse what the host cannot carry out now: a disk in use."""
+    """Refuse what the host cannot carry out now: a disk in use, or one with unknown users."""
     if planned and task.busy:
         assert task.chain.active
         raise Refused(
             f"{task.chain.active.path} is open for writing by another program",
             "shut the guest off, then plan again",
+        )
+    for one in planned:
+        if one.deferred is None:
+            _no_hidden_user(task, one.step)
+
+
+def _no_hidden_user(task: Task, step: Step) -> None:
+    """
+    Refuse a *step* that an overlay which cannot be read might need the image of.
+
+    A new overlay changes nobody's view, nor does data that is pulled into the active image.
+    """
+    if isinstance(step, Create):
+        return
+    active = task.chain.active
+    for path in touched(step):
+        file = task.hidden.get(path)
+        own = active is not None and path == active.path
+        if file is None or (own and not isinstance(step, Remove | Rename)):
+            continue
+        what = f"the folder {file}" if file == path.parent else str(file)
+        raise Refused(
+            f"{step}: {what} cannot be read, so an overlay that stands on {short_name(path)} may "
+            "be there",
+            "make it readable for this user, run virt-chain as root, or "
+            + ("move the images elsewhere" if file == path.parent else "move it to another folder"),
         )
 
 

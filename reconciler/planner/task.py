@@ -61,6 +61,8 @@ class Task:
         templates: Images that some disk of the spec calls a template.
         taken: Second names of images of the chain that others know them by.
         strangers: Unlisted overlays that stand on the observed active image.
+        hidden: Images of the chain beside which lies a file (or whose folder is one) that
+            cannot be read, and may be an overlay that stands on the image.
         filesystems: Mount of each folder concerned: files are renamed within one alone.
         devices: Device number of each folder; where it is missing, *filesystems* has it.
         free: Bytes free, by device number.
@@ -93,6 +95,7 @@ class Task:
     templates: frozenset[Path] = frozenset()
     taken: frozenset[Path] = frozenset()
     strangers: tuple[Path, ...] = ()
+    hidden: Mapping[Path, Path] = field(default_factory=dict)
     filesystems: Mapping[Path, int] = field(default_factory=dict)
     devices: Mapping[Path, int] = field(default_factory=dict)
     free: Mapping[int, int] = field(default_factory=dict)

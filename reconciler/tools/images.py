@@ -6,7 +6,7 @@ import errno
 import os
 import shlex
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class File:
         header: Where it begins as a qcow2 image does.
         damage: Why that header cannot be read.
         foreign_backing: What it stands on, where it is an overlay in a format that is never
-            opened.
+            opened, or its header is damaged and that much of it can be read.
     """
 
     found: os.stat_result
@@ -63,15 +63,22 @@ def _file(name: str, descriptor: int, found: os.stat_result) -> File:
     try:
         header = qcow2.read_header(descriptor, name)
     except ObserveError as error:
-        return File(found, damage=str(error), foreign_backing=_foreign(descriptor))
+        named = _foreign(descriptor) or _foreign(descriptor, qcow2.backing_name)
+        return File(found, damage=str(error), foreign_backing=named)
     return File(found, header, foreign_backing=None if header else _foreign(descriptor))
 
 
-def _foreign(descriptor: int) -> str | None:
+def _foreign(
+    descriptor: int, reader: Callable[[int], str | None] = other_formats.backing_name
+) -> str | None:
     try:
-        return other_formats.backing_name(descriptor)
+        return reader(descriptor)
     except OSError:
         return None
+
+
+class Unreadable(ObserveError):
+    """A regular file is there, and this user may not read it, or nobody can."""
 
 
 def look_at(name: str, lookups: Lookups) -> File:
@@ -79,7 +86,8 @@ def look_at(name: str, lookups: Lookups) -> File:
     The file *name*, links resolved.
 
     Raises:
-        ObserveError: There is no such regular file, or it cannot be read.
+        Unreadable: There is such a file, and it cannot be read.
+        ObserveError: There is no such regular file.
     """
     try:
         return lookups.read(name, _file)
@@ -90,7 +98,7 @@ def look_at(name: str, lookups: Lookups) -> File:
             raise ObserveError(
                 f"{name} is no regular file; only images in files are handled"
             ) from error
-        raise ObserveError(f"{name} cannot be read: {error.strerror}") from error
+        raise Unreadable(f"{name} cannot be read: {error.strerror}") from error
 
 
 def read_image(path: Path, image_format: Format, lookups: Lookups | None = None) -> Image:
@@ -231,6 +239,10 @@ class Trust:
     guess: bool = False
     roots: Roots | None = None
 
+    def allows(self, where: str) -> bool:
+        """True where the file *where*, links resolved, lies below one of the roots."""
+        return self.roots is None or self.roots.hold(where)
+
     def require_allowed(self, where: str) -> None:
         """
         Raises ObserveError where the file *where* lies outside of the roots.
@@ -238,7 +250,7 @@ class Trust:
         Args:
             where: Links resolved; it need not exist.
         """
-        if self.roots is not None and not self.roots.hold(where):
+        if not self.allows(where):
             raise ObserveError(
                 f"{where} is never opened: images may lie in {self.roots} (the folders of the "
                 "images that the spec lists, or allowed_roots in the host's config)"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reconciler.model.errors import ObserveError
 from reconciler.model.image import Identity
-from reconciler.tools import files, images
+from reconciler.tools import files, images, qcow2
 from reconciler.tools.lookups import Lookups
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,11 @@ class Overlays:
         self._above: dict[Identity, list[tuple[str, Identity]]] = {}
         self._names: dict[str, set[str]] = {}
         self._found: set[str] = set()
+        self._unreadable: dict[str, list[Path]] = {}
+        self.hidden: set[str] = set()
+        """Files whose headers cannot be read, big enough for one that names a backing file."""
+        self.from_links: set[str] = set()
+        """Overlays whose backing name means another file from the link that leads to them."""
         self._known: dict[Identity, tuple[Path, ...]] = {}
 
     def add(self, overlay: str, own: Identity, name: str, below: Identity) -> None:
@@ -38,6 +43,18 @@ class Overlays:
     def count(self, overlay: str) -> None:
         """*overlay* lies in one of the folders that were looked at."""
         self._found.add(overlay)
+
+    def add_unreadable(self, folder: str, name: str) -> None:
+        """*name*, a file in *folder* or that folder itself, cannot be read."""
+        self._unreadable.setdefault(folder, []).append(Path(name))
+
+    def unreadable(self, folder: Path) -> Sequence[Path]:
+        """
+        Files in *folder*, or the folder itself, that cannot be read.
+
+        Each may be an overlay that stands on any image there.
+        """
+        return self._unreadable.get(str(folder), ())
 
     def naming(self, name: Path) -> frozenset[Path]:
         """The images whose headers have *name*, and no other name of its file."""
@@ -90,7 +107,7 @@ class Overlays:
 
     def renewed(self, folders: Collection[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
         """The same, with every overlay in *folders* as it is now."""
-        now = Overlays(Earlier(self, frozenset(map(str, folders)), lookups))
+        now = Overlays(Earlier(self, frozenset(map(str, folders)), trust, lookups))
         _scan_into(now, [one for one in folders if lookups.is_folder(str(one))], trust, lookups)
         return now
 
@@ -102,8 +119,11 @@ class Earlier:
     An overlay is asked again when it matters: ten thousand may stand on one template.
     """
 
-    def __init__(self, scanned: Overlays, without: frozenset[str], lookups: Lookups) -> None:
-        self._scanned, self._without, self._lookups = scanned, without, lookups
+    def __init__(
+        self, scanned: Overlays, without: frozenset[str], trust: images.Trust, lookups: Lookups
+    ) -> None:
+        self._scanned, self._without = scanned, without
+        self._trust, self._lookups = trust, lookups
 
     def counts(self, overlay: str) -> bool:
         """True where *overlay* lies in a folder that was scanned then, and is not one of ours."""
@@ -125,8 +145,11 @@ class Earlier:
     def _names(self, overlay: str, what: Callable[[str], bool]) -> bool:
         if overlay.rpartition("/")[0] in self._without:
             return False
-        below = _below(overlay, self._lookups)
-        return below is not None and what(below)
+        if overlay in self._scanned.from_links:
+            return True  # its name means another file from where it was found
+        now, outside = Overlays(), not self._trust.allows(overlay)
+        below = _below(overlay, self._lookups, now, outside=outside)
+        return overlay in now.hidden or (below is not None and what(below))
 
 
 def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
@@ -135,6 +158,8 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
 
     Every file with the magic of qcow2 counts, whatever its name; an overlay is
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
+    A link out of there, which QEMU would follow, is followed too: headers are only read
+    here, and never by QEMU.
     """
     overlays = Overlays()
     _scan_into(overlays, folders, trust, lookups)
@@ -148,6 +173,7 @@ def _scan_into(
     for folder in sorted({lookups.real(os.fspath(folder)) for folder in folders}):
         names = lookups.names(folder)
         if names is None:
+            overlays.add_unreadable(folder, folder)
             log.warning("%s cannot be read; what its images stand on is unknown", folder)
             continue
         for name in names:
@@ -158,6 +184,8 @@ def _scan_into(
                 _follow(overlay, trust, lookups, overlays, seen)
                 if overlay != given:
                     _follow_from_link(given, overlay, trust, lookups, overlays, seen)
+                if overlay in overlays.hidden:
+                    overlays.add_unreadable(folder, given)
 
 
 def _follow(
@@ -165,11 +193,12 @@ def _follow(
 ) -> None:
     """Add what *overlay* stands on, down to the first image that was *seen*."""
     at: str | None = overlay
+    outside = not trust.allows(overlay)
     while at is not None and at not in seen:
-        seen.add(at)
-        if trust.roots is not None and not trust.roots.hold(at):
+        if not outside and not trust.allows(at):
             return
-        below = _below(at, lookups)
+        seen.add(at)
+        below = _below(at, lookups, overlays, outside=outside)
         if below is None:
             return
         own, there = lookups.identity(at), lookups.identity(below)
@@ -188,30 +217,44 @@ def _follow_from_link(
     seen: set[str],
 ) -> None:
     """QEMU starts a relative backing name from the folder of the link that it was given."""
-    if trust.roots is not None and not trust.roots.hold(overlay):
-        return
-    below = _below(overlay, lookups, given)
+    outside = not trust.allows(overlay)
+    below = _below(overlay, lookups, overlays, given, outside=outside)
     if below is None:
         return
     own, there = lookups.identity(overlay), lookups.identity(below)
     if own is None or there is None:
         return
     overlays.add(overlay, own, below, there)
+    overlays.from_links.add(overlay)
     _follow(below, trust, lookups, overlays, seen)
 
 
-def _below(name: str, lookups: Lookups, given: str | None = None) -> str | None:
+def _below(
+    name: str,
+    lookups: Lookups,
+    overlays: Overlays,
+    given: str | None = None,
+    *,
+    outside: bool = False,
+) -> str | None:
     """
     The file that *name* stands on, links resolved; None: it is no overlay.
 
     Args:
         given: The name that it was reached under, where that is another.
+        outside: It lies where images are not allowed.  Files of the kernel (/proc, /sys),
+            which have no blocks, are not read there: that may have effects.
     """
     found = lookups.lstat(name)
-    if found is None or not stat.S_ISREG(found.st_mode):
+    if found is None or not stat.S_ISREG(found.st_mode) or (outside and not found.st_blocks):
         return None
     try:
         file = images.look_at(name, lookups)
+    except images.Unreadable as error:
+        if found.st_size > qcow2.SMALLEST:
+            overlays.hidden.add(name)
+            log.warning("%s; what it stands on is unknown", error)
+        return None
     except ObserveError as error:
         log.warning("%s; what it stands on is unknown", error)
         return None

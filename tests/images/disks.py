@@ -222,6 +222,7 @@ def process(
     environment: Mapping[str, str] | None = None,
     umask: int | None = None,
     limits: Mapping[int, int] | None = None,
+    user: int = 0,
     tracer: Sequence[str] = (),
     timeout: int = 120,
     **options: Any,
@@ -233,17 +234,22 @@ def process(
     0.3 s of a processor; else it is forked.
 
     Args:
-        environment, umask, limits: As `forked.run` has them.
+        environment, umask, limits, user: As `forked.run` has them.
         tracer: A program and its words that start the command.
         timeout: In seconds.
         options: As `subprocess.run` has them.
     """
     if not tracer and not options:
         ended = forked.run(
-            words, environment=environment, umask=umask, limits=limits, timeout=timeout
+            words,
+            environment=environment,
+            umask=umask,
+            limits=limits,
+            user=user,
+            timeout=timeout,
         )
         return Outcome(ended.returncode, ended.stdout, ended.stderr)
-    assert (environment, umask, limits) == (None, None, None), "they are for a fork"
+    assert (environment, umask, limits, user) == (None, None, None, 0), "they are for a fork"
     ended = subprocess.run(
         [*tracer, EXECUTABLE, *map(os.fspath, words)],
         capture_output=True,

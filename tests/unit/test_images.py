@@ -396,6 +396,19 @@ def test_a_scan_finds_overlays_of_any_name_and_passes_over_the_rest(tmp_path):
     assert all(found.ordered(images.identity(one)) == () for one in overlays)
 
 
+def test_a_scan_reads_every_file_in_its_folders_wherever_images_may_be_opened(tmp_path):
+    """A domain that the spec does not name may have its overlays in a folder of its own."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    theirs.mkdir()
+    base = create(ours / "base.qcow2")
+    other = create(theirs / "w.qcow2", str(base))
+
+    found = scan([ours, theirs], images.Trust(roots=images.Roots([str(ours)])), Lookups())
+
+    assert found.ordered(images.identity(base)) == (other,)
+
+
 def test_a_scan_passes_over_a_hostile_name(tmp_path):
     base = create(tmp_path / "base")
     mon = create(tmp_path / "mon", "base")

@@ -1,0 +1,193 @@
+"""Who may stand on an image, where that is hard to tell: files that cannot be read, and links."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.images.cases import B, P, X
+from tests.images.disks import Disk, Outcome, process, tool, view
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """A disk that belongs to an unprivileged user, in a folder that every user can enter."""
+    assert os.geteuid() == 0, "only root can give files to another user; run the tests as root"
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    disk = Disk(folder)
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.state.mkdir()
+    disk.spec("b <- p <- x", active="x.qcow2")
+    config = folder / "config.toml"
+    config.touch(mode=0o600)
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(config))
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    yield disk
+    shutil.rmtree(folder)
+
+
+def unprivileged(disk: Disk, *words: str) -> Outcome:
+    return process(*words, "--state-dir", disk.state, disk.spec_file, user=NOBODY)
+
+
+def of_root(disk: Disk, content: bytes | None = None) -> Path:
+    """A file of root beside the images that no other user can read; an overlay on p by default."""
+    path = disk.images / "y.qcow2"
+    if content is None:
+        words = ("-F", "qcow2", "-b", "p.qcow2")
+        tool("qemu-img", "create", "-q", "-f", "qcow2", *words, path)
+    else:
+        path.write_bytes(content)
+    path.chmod(0o600)
+    return path
+
+
+# (id, the spec that is wanted, its options, the step that is refused)
+HARM = [
+    ("a dropped image would be removed", "b <- x", {}, "remove p"),
+    ("the active image would be committed", "b <- p", {}, "commit x down into p"),
+    ("the active image would be discarded", "b <- p <- n", {"discard": ["x"]}, "remove x"),
+]
+
+
+@pytest.mark.parametrize(
+    ("chain", "more", "step"), [pytest.param(*case, id=name) for name, *case in HARM]
+)
+def test_a_file_that_cannot_be_read_may_stand_on_every_image_beside_it(
+    theirs: Disk, chain: str, more: dict[str, list[str]], step: str
+) -> None:
+    other = of_root(theirs)
+    before = view(other)
+    theirs.spec(chain, active="x.qcow2", **more)
+
+    planned = unprivileged(theirs, "plan", "--json")
+    outcome = unprivileged(theirs, "apply", "-y")
+
+    assert planned.error is not None
+    assert planned.error.startswith(f"{step}: {other} cannot be read, so an overlay that stands on")
+    assert planned.error.endswith("run virt-chain as root, or move it to another folder")
+    assert outcome.code == 1
+    assert view(other) == before
+    assert theirs.read("x") == theirs.golden["x"]
+
+
+def test_steps_that_change_no_view_go_on_beside_a_file_that_cannot_be_read(theirs: Disk) -> None:
+    """The daily case in /var/lib/libvirt/images: new overlays beside images of root."""
+    of_root(theirs)
+    theirs.spec("b <- p <- x <- n", active="x.qcow2")
+    snapshot = unprivileged(theirs, "apply", "-y")
+    theirs.spec("b <- p <- x <- n", sizes={"n": "8M"})
+    grown = unprivileged(theirs, "apply", "-y")
+
+    assert (snapshot.code, grown.code) == (0, 0), snapshot.err + grown.err
+    assert theirs.stack("n") == "b <- p <- x <- n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"0123456789" * 4], ids=["an empty file", "too small for a header"]
+)
+def test_what_is_too_small_to_be_an_overlay_may_be_unreadable(theirs: Disk, content: bytes) -> None:
+    of_root(theirs, content)
+    theirs.spec("b <- x", active="x.qcow2")
+    outcome = unprivileged(theirs, "apply", "-y")
+
+    assert outcome.code == 0, outcome.err
+    assert theirs.stack("x") == "b <- x"
+    assert not theirs.path("p").exists()
+
+
+def test_a_folder_that_cannot_be_listed_may_hold_overlays(theirs: Disk) -> None:
+    """As /var/lib/libvirt/images is on Debian: mode 0711, of root."""
+    theirs.images.chmod(0o311)
+    theirs.spec("b <- x", active="x.qcow2")
+    planned = unprivileged(theirs, "plan", "--json")
+    theirs.images.chmod(0o755)
+
+    assert planned.error is not None
+    assert planned.error.startswith(f"remove p: the folder {theirs.images} cannot be read")
+    assert planned.error.endswith("move the images elsewhere")
+
+
+def test_once_it_can_be_read_its_backing_file_stays(theirs: Disk) -> None:
+    other = of_root(theirs)
+    before = view(other)
+    other.chmod(0o644)
+    theirs.spec("b <- x", active="x.qcow2")
+    outcome = unprivileged(theirs, "apply", "-y")
+
+    assert outcome.code == 0, outcome.err
+    assert "p stays on disk: y.qcow2 stands on it" in outcome.out
+    assert view(other) == before
+
+
+def test_an_overlay_behind_a_link_keeps_what_it_stands_on(disk: Disk) -> None:
+    """QEMU takes the link, too: it starts a relative name from the folder of the link."""
+    disk.chain({"b": B, "p": P, "x": X})
+    store = disk.root / "store"
+    store.mkdir()
+    words = ("-u", "-F", "qcow2", "-b", "p.qcow2", store / "y.qcow2", "1M")
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *words)
+    other = disk.images / "y.qcow2"
+    other.symlink_to(store / "y.qcow2")
+    before = view(other)
+    disk.spec("b <- x", active="x.qcow2")
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome.err
+    assert "p stays on disk: y.qcow2 stands on it" in outcome.out
+    assert view(other) == before
+
+
+def test_an_overlay_behind_a_link_keeps_what_lies_far_below_it(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    store = disk.root / "store"
+    store.mkdir()
+    below = disk.path("p")
+    for name in ("v.qcow2", "w.qcow2"):
+        words = ("-F", "qcow2", "-b", below, store / name)
+        tool("qemu-img", "create", "-q", "-f", "qcow2", *words)
+        below = store / name
+    other = disk.images / "y.qcow2"
+    other.symlink_to(below)
+    before = view(other)
+    disk.spec("b <- x", active="x.qcow2")
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome.err
+    assert view(other) == before
+
+
+def test_a_link_that_leads_nowhere_stands_on_nothing(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    (disk.images / "gone.qcow2").symlink_to("/nowhere/y.qcow2")
+    (disk.images / "loop.qcow2").symlink_to("loop.qcow2")
+    (disk.images / "kernel").symlink_to("/proc/self/environ")
+    disk.spec("b <- x", active="x.qcow2")
+
+    assert disk.apply().code == 0
+    assert not disk.path("p").exists()
+    assert disk.read("x") == disk.golden["x"]
+
+
+def test_an_overlay_that_only_qemu_can_read_keeps_what_it_stands_on(disk: Disk) -> None:
+    """QEMU takes 65,536 internal snapshots; a header with more than 4,096 is refused by us."""
+    disk.chain({"b": B, "p": P, "x": X})
+    other = disk.images / "y.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.path("p"), other)
+    content = bytearray(other.read_bytes())
+    content[60:64] = (5000).to_bytes(4, "big")
+    other.write_bytes(content)
+    disk.spec("b <- x", active="x.qcow2")
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome.err
+    assert "p stays on disk: y.qcow2 stands on it" in outcome.out
+    assert disk.path("p").exists()
