@@ -853,7 +853,7 @@ class _Run:
                 self.backend.run(step, Chain())
                 return
             with files.guarded(left.path):
-                put = quarantine.put(left.path, seconds)
+                put = quarantine.put(left.path, seconds, left.file.inode)
             self.applier.reporter.note(
                 self.plan, f"{left.path.name} is kept as {put}; virt-chain gc --all frees its room"
             )

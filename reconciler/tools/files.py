@@ -77,20 +77,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def rename_new(source: Path, target: Path) -> None:
+def rename_new(source: Path, target: Path, *, folders: tuple[int, int] | None = None) -> None:
     """
     Rename *source* to *target*, durably, where *target* does not exist yet.
+
+    Args:
+        folders: Descriptors of the folders of *source* and *target*, where they are open.
 
     Raises:
         FileExistsError: *target* exists; nothing was changed.
     """
-    result = _libc.renameat2(
-        _AT_FDCWD,
-        os.fsencode(source),
-        _AT_FDCWD,
-        os.fsencode(target),
-        _RENAME_NOREPLACE,
-    )
+    there, here = folders or (_AT_FDCWD, _AT_FDCWD)
+    old, new = map(os.fsencode, (source.name, target.name) if folders else (source, target))
+    result = _libc.renameat2(there, old, here, new, _RENAME_NOREPLACE)
     if result:
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):
@@ -98,9 +97,14 @@ def rename_new(source: Path, target: Path) -> None:
             names = (target,) if code == errno.EEXIST else (source, None, target)
             raise OSError(code, os.strerror(code), *(name and str(name) for name in names))
         # a filesystem without RENAME_NOREPLACE: link fails where the name is taken
-        os.link(source, target)
-        os.unlink(source)
-    sync(target.parent)
+        os.link(old, new, src_dir_fd=there, dst_dir_fd=here)
+        os.unlink(old, dir_fd=there)
+    if folders is None:
+        sync(target.parent)
+        return
+    for folder, path in ((here, target.parent), (there, source.parent)):
+        with _about(path):
+            os.fsync(folder)
 
 
 def rename_over(source: Path, target: Path) -> None:

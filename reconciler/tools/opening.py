@@ -1,4 +1,4 @@
-"""Opening a file under a name that was resolved before, and under no other one."""
+"""Opening a file or folder under a name that was resolved before, and under no other one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _OPENAT2 = 437
@@ -20,7 +23,28 @@ class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-_HOW = _How(_FLAGS, 0, _RESOLVE_NO_SYMLINKS)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@contextmanager
+def folder(path: Path, within: int | None = None) -> Iterator[int]:
+    """
+    A descriptor of the folder *path*, absolute and without symbolic links.
+
+    Whatever its name leads to afterwards, names that are used with the descriptor are
+    names in this folder.
+
+    Args:
+        within: A descriptor of the folder that it lies in; its own name alone is looked up.
+
+    Raises:
+        OSError: It cannot be opened (ELOOP or ENOTDIR: a link is in its place).
+    """
+    descriptor = _opened(os.fspath(path), _FOLDER, within)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def open_resolved(name: str, found: os.stat_result | None = None) -> tuple[int, os.stat_result]:
@@ -54,12 +78,16 @@ def open_resolved(name: str, found: os.stat_result | None = None) -> tuple[int, 
     return descriptor, opened
 
 
-def _opened(name: str) -> int:
+def _opened(name: str, flags: int = _FLAGS, within: int | None = None) -> int:
+    """A descriptor of the file *name*, of which only the last part is used *within* a folder."""
     global _have_openat2
+    asked = name if within is None else os.path.basename(name)
     if _have_openat2:
-        encoded = os.fsencode(name)
-        size = ctypes.sizeof(_HOW)
-        descriptor: int = _libc.syscall(_OPENAT2, _AT_FDCWD, encoded, ctypes.byref(_HOW), size)
+        how = _How(flags, 0, _RESOLVE_NO_SYMLINKS)
+        start = _AT_FDCWD if within is None else within
+        descriptor: int = _libc.syscall(
+            _OPENAT2, start, os.fsencode(asked), ctypes.byref(how), ctypes.sizeof(how)
+        )
         if descriptor >= 0:
             return descriptor
         code = ctypes.get_errno()
@@ -67,8 +95,11 @@ def _opened(name: str) -> int:
             raise OSError(code, os.strerror(code), name)
         if code == errno.ENOSYS:
             _have_openat2 = False
-    descriptor = os.open(name, _FLAGS)
-    if os.readlink(f"/proc/self/fd/{descriptor}") != name:
+    try:
+        descriptor = os.open(asked, flags, dir_fd=within)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+    if within is None and os.readlink(f"/proc/self/fd/{descriptor}") != name:
         os.close(descriptor)
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
     return descriptor

@@ -9,15 +9,17 @@ can be moved back by hand; `gc` removes it when its time is over.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from reconciler.tools import files
+from reconciler.tools import files, opening
 
 FOLDER = ".virt-chain-quarantine"
 _NAME = re.compile(r"(?P<name>.*)~(?P<until>\d{8}T\d{6}Z)(?:-\d+)?", re.DOTALL)
@@ -32,68 +34,115 @@ class Kept:
     was: Path
     until: datetime
     size: int
+    inode: int
 
 
-def put(path: Path, seconds: int) -> Path:
+def put(path: Path, seconds: int, inode: int) -> Path:
     """
     Move *path* into the quarantine of its folder for *seconds*, durably; its new place.
 
+    Each folder is opened once: whatever is put in its place meanwhile, nothing is moved
+    from there or to there.
+
+    Args:
+        inode: Of the file that is meant.
+
     Raises:
-        OSError: It cannot be moved; it is still where it was.
+        OSError: It cannot be moved, or is another file; all is still where it was.
     """
-    folder = path.parent / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink():
-        raise NotADirectoryError(20, "a quarantine folder is no symbolic link", str(folder))
-    files.sync(path.parent)
+    quarantine = path.parent / FOLDER
     until = f"~{(datetime.now(UTC) + timedelta(seconds=seconds)).strftime(_TIME)}"
-    for number in range(1000):
-        when = f"{until}-{number}" if number else until
-        target = folder / f"{path.name}{when}"
-        if not files.fits(f"{path.name}{until}-999"):
-            # a crash here leaves an empty folder
-            target = folder / when / path.name
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            files.sync(folder)
-        try:
-            files.rename_new(path, target)
-        except FileExistsError:
-            continue
-        files.sync(path.parent)
-        return target
-    raise FileExistsError(17, "the quarantine is full of this name", str(folder / path.name))
+    with opening.folder(path.parent) as there, _made(quarantine, there) as kept:
+        if os.stat(path.name, dir_fd=there, follow_symlinks=False).st_ino != inode:
+            raise FileNotFoundError(errno.ENOENT, "it is another file by now", str(path))
+        for number in range(1000):
+            when = f"{until}-{number}" if number else until
+            try:
+                if files.fits(f"{path.name}{until}-999"):
+                    target = quarantine / f"{path.name}{when}"
+                    files.rename_new(path, target, folders=(there, kept))
+                else:
+                    # a crash here leaves an empty folder
+                    target = quarantine / when / path.name
+                    with _made(target.parent, kept) as own:
+                        files.rename_new(path, target, folders=(there, own))
+            except FileExistsError:
+                continue
+            return target
+    full = "the quarantine is full of this name"
+    raise FileExistsError(errno.EEXIST, full, str(quarantine / path.name))
+
+
+@contextmanager
+def _made(path: Path, within: int) -> Iterator[int]:
+    """A descriptor of the private folder *path*, which is made where it is missing."""
+    with suppress(FileExistsError):
+        os.mkdir(path.name, 0o700, dir_fd=within)
+        os.fsync(within)
+    with opening.folder(path, within) as descriptor:
+        yield descriptor
 
 
 def remove(one: Kept) -> None:
-    """Unlink an image in quarantine durably, and the folder that it has to itself."""
-    files.remove(one.path)
-    if one.path.parent.name != FOLDER:
-        with suppress(OSError):
-            one.path.parent.rmdir()
+    """
+    Unlink an image in quarantine durably, and the folder that it has to itself.
+
+    One that is not there any more, or is another file by now, is left to whoever did that.
+    """
+    own = one.path.parent
+    with ExitStack() as held:
+        try:
+            kept = held.enter_context(opening.folder(one.was.parent / FOLDER))
+            there = kept
+            if own.name != FOLDER:
+                there = held.enter_context(opening.folder(own, kept))
+            found = os.stat(one.path.name, dir_fd=there, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if found.st_ino != one.inode:
+            return
+        os.unlink(one.path.name, dir_fd=there)
+        os.fsync(there)
+        if there != kept:
+            with suppress(OSError):
+                os.rmdir(own.name, dir_fd=kept)
 
 
 def kept(folders: Iterable[Path]) -> Iterator[Kept]:
-    """What lies in the quarantine of each of *folders*; other files there are left alone."""
-    for folder in sorted({folder / FOLDER for folder in folders}):
-        if folder.is_symlink() or not folder.is_dir():
+    """
+    What lies in the quarantine of each of *folders*, links resolved.
+
+    Other files there are left alone, and so is a quarantine that cannot be read.
+    """
+    for folder in sorted(set(folders)):
+        found: list[Kept] = []
+        with suppress(OSError), opening.folder(folder / FOLDER) as quarantine:
+            found = list(_inside(folder, quarantine))
+        yield from found
+
+
+def _inside(folder: Path, quarantine: int) -> Iterator[Kept]:
+    """The images in the *quarantine* of *folder*."""
+    for name in sorted(os.listdir(quarantine)):
+        found = _NAME.fullmatch(name)
+        if found is None:
             continue
-        for name in sorted(os.listdir(folder)):
-            found = _NAME.fullmatch(name)
-            if found is None:
-                continue
-            try:
-                until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
-            except ValueError:
-                continue  # digits that are no time: the name is not ours
-            place = folder / name
-            inside = [(found["name"], place)] if found["name"] else _inside(place)
-            for was, path in inside:
-                if files.is_regular(path):
-                    yield Kept(path, folder.parent / was, until, path.stat().st_blocks * 512)
+        try:
+            until = datetime.strptime(found["until"], _TIME).replace(tzinfo=UTC)
+        except ValueError:
+            continue  # digits that are no time: the name is not ours
+        place = folder / FOLDER / name
+        if found["name"]:
+            yield from _image(place, folder / found["name"], until, quarantine)
+            continue
+        with suppress(OSError), opening.folder(place, quarantine) as own:
+            for inside in sorted(os.listdir(own)):
+                yield from _image(place / inside, folder / inside, until, own)
 
 
-def _inside(folder: Path) -> list[tuple[str, Path]]:
-    """Name and place of what lies in a *folder* for one moment."""
-    if folder.is_symlink() or not folder.is_dir():
-        return []
-    return [(name, folder / name) for name in sorted(os.listdir(folder))]
+def _image(path: Path, was: Path, until: datetime, within: int) -> Iterator[Kept]:
+    """The image *path*, in a folder that is open; nothing where it is no regular file."""
+    with suppress(FileNotFoundError):
+        found = os.stat(path.name, dir_fd=within, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode):
+            yield Kept(path, was, until, found.st_blocks * 512, found.st_ino)

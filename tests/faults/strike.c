@@ -204,6 +204,13 @@ static int ours_fd(int fd, char *path, size_t size)
     return ours(path);
 }
 
+/* The same of a name in an open folder, as virt-chain has its quarantine. */
+static int ours_at(int folder, const char *name)
+{
+    char path[512];
+    return name[0] == '/' || folder == AT_FDCWD ? ours(name) : ours_fd(folder, path, sizeof path);
+}
+
 #define REAL(result, name, ...)                              \
     static result (*real)(__VA_ARGS__);                      \
     if (!real)                                               \
@@ -337,26 +344,29 @@ ON_FD(WRITE, fallocate64, (int fd, int mode, off64_t at, off64_t size), (fd, mod
 ON_FD(NAME, fchmod, (int fd, mode_t mode), (fd, mode), int, mode_t)
 ON_FD(NAME, fchown, (int fd, uid_t user, gid_t group), (fd, user, group), int, uid_t, gid_t)
 
-#define ON_PATH(class, name, path, parameters, arguments, ...) \
+#define ON_NAME(class, name, counts, path, parameters, arguments, ...) \
     int name parameters                                      \
     {                                                        \
         REAL(int, #name, __VA_ARGS__);                       \
-        WHOLE(class, #name, ours(path), path, real arguments) \
+        WHOLE(class, #name, counts, path, real arguments)    \
     }
+#define ON_PATH(class, name, path, ...) ON_NAME(class, name, ours(path), path, __VA_ARGS__)
+#define ON_PATH_AT(class, name, folder, path, ...) \
+    ON_NAME(class, name, ours_at(folder, path), path, __VA_ARGS__)
 
 ON_PATH(NAME, rename, to, (const char *from, const char *to), (from, to), const char *,
         const char *)
-ON_PATH(NAME, renameat, to, (int one, const char *from, int other, const char *to),
+ON_PATH_AT(NAME, renameat, other, to, (int one, const char *from, int other, const char *to),
         (one, from, other, to), int, const char *, int, const char *)
-ON_PATH(NAME, renameat2, to,
+ON_PATH_AT(NAME, renameat2, other, to,
         (int one, const char *from, int other, const char *to, unsigned int flags),
         (one, from, other, to, flags), int, const char *, int, const char *, unsigned int)
 ON_PATH(NAME, link, to, (const char *from, const char *to), (from, to), const char *, const char *)
-ON_PATH(NAME, linkat, to, (int one, const char *from, int other, const char *to, int flags),
+ON_PATH_AT(NAME, linkat, other, to, (int one, const char *from, int other, const char *to, int flags),
         (one, from, other, to, flags), int, const char *, int, const char *, int)
 ON_PATH(NAME, unlink, path, (const char *path), (path), const char *)
-ON_PATH(NAME, unlinkat, path, (int folder, const char *path, int flags), (folder, path, flags), int,
-        const char *, int)
+ON_PATH_AT(NAME, unlinkat, folder, path, (int folder, const char *path, int flags),
+           (folder, path, flags), int, const char *, int)
 ON_PATH(NAME, chmod, path, (const char *path, mode_t mode), (path, mode), const char *, mode_t)
 ON_PATH(NAME, chown, path, (const char *path, uid_t user, gid_t group), (path, user, group),
         const char *, uid_t, gid_t)
