@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from reconciler.engine import quarantined
 from reconciler.engine.disk_state import Leftover, Unfinished
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
@@ -142,7 +143,9 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     plan = make_plan(task, {path: _view_of(path, task) for path in paths})
     if not all(isinstance(one.step, Create) for one in plan.steps):
         _unchanged(found)
-    notes = (*plan.notes, *_backups(found)) if plan.steps else plan.notes
+    notes = plan.notes
+    if plan.steps:
+        notes = (*notes, *quarantined.notes(plan, task), *_backups(found))
     return replace(
         plan,
         state=empty.state,

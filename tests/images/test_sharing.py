@@ -1,8 +1,13 @@
-"""Who may stand on an image, where that is hard to tell: files that cannot be read, and links."""
+"""
+Who may stand on an image, where that is hard to tell.
+
+Files that cannot be read, links, and images that lie in quarantine.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.images.cases import B, P, X
-from tests.images.disks import Disk, Outcome, process, tool, view
+from tests.images.cases import B, P, Q, X
+from tests.images.disks import Disk, Outcome, process, quarantined, tool, view
 
 NOBODY = 65534
 
@@ -191,3 +196,65 @@ def test_an_overlay_that_only_qemu_can_read_keeps_what_it_stands_on(disk: Disk) 
     assert outcome.code == 0, outcome.err
     assert "p stays on disk: y.qcow2 stands on it" in outcome.out
     assert disk.path("p").exists()
+
+
+def rolled_back(disk: Disk) -> Path:
+    """A disk ``b <- p <- q <- y`` whose discarded image x, which stands on q, is in quarantine."""
+    disk.chain({"b": B, "p": P, "q": Q, "x": X})
+    disk.spec("b <- p <- q <- y", discard=["x"], active="x.qcow2")
+    assert disk.apply().code == 0
+    return disk.images / next(iter(quarantined(disk)))
+
+
+def told_of_quarantine(plan: Outcome) -> list[str]:
+    notes: list[str] = plan.data["domains"][0]["disks"][0]["notes"]
+    return [re.sub(r"\d{4}-\d\d-\d\d", "DAY", note) for note in notes if "quarantine" in note]
+
+
+# (id, the chain that is wanted, its options, the image that is used up)
+USED_UP = [
+    ("it is removed", "b <- p <- y", {}, "q"),
+    ("one further down is removed", "b <- q <- y", {}, "p"),
+    ("it is committed into", "b <- p <- q", {}, "q"),
+]
+
+
+@pytest.mark.parametrize(
+    ("chain", "more", "image"), [pytest.param(*case, id=name) for name, *case in USED_UP]
+)
+def test_a_plan_tells_which_image_in_quarantine_it_uses_up(
+    disk: Disk, chain: str, more: dict[str, bool], image: str
+) -> None:
+    put = rolled_back(disk)
+    disk.spec(chain, **more)
+    planned, outcome = disk.plan(), disk.apply()
+
+    assert outcome.code == 0, outcome.err
+    assert put.exists()
+    (told,) = told_of_quarantine(planned)
+    below = f"x.qcow2, in quarantine until DAY, stands on {image}.qcow2"
+    assert told == f"{below} and cannot be used any more after this"
+
+
+def test_an_image_in_quarantine_counts_through_another_one_there(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P, "q": Q, "x": X})
+    disk.spec("b <- p <- y", discard=["q", "x"], active="x.qcow2")
+    assert disk.apply().code == 0
+    disk.spec("b <- y")
+
+    told = told_of_quarantine(disk.plan())
+    assert [note.partition(",")[0] for note in told] == ["q.qcow2", "x.qcow2"]
+    assert all("stands on p.qcow2" in note for note in told)
+
+
+def test_a_plan_that_leaves_what_is_in_quarantine_usable_says_nothing_of_it(disk: Disk) -> None:
+    put = rolled_back(disk)
+    disk.spec("b <- p <- q <- y <- z")
+    planned = disk.plan()
+    assert (disk.apply().code, told_of_quarantine(planned)) == (0, [])
+    disk.spec("b <- p <- q <- z")
+    planned = disk.plan()
+    assert (disk.apply().code, told_of_quarantine(planned)) == (0, [])
+    put.rename(disk.path("x"))
+
+    assert disk.read("x") == disk.golden["x"]
