@@ -10,6 +10,7 @@ from pathlib import Path
 
 from reconciler.engine import quarantined
 from reconciler.engine.disk_state import Leftover, Unfinished
+from reconciler.engine.fitting import require_room_for_names
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
@@ -141,6 +142,7 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     paths = needed(task)
     images.require_confirmed(found.chain)  # QEMU reads it before anything is changed
     plan = make_plan(task, {path: _view_of(path, task) for path in paths})
+    require_room_for_names(plan.steps)
     if not all(isinstance(one.step, Create) for one in plan.steps):
         _unchanged(found)
     notes = plan.notes

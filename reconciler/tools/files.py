@@ -22,13 +22,25 @@ NEW = ".virt-chain-new"
 """Suffix of a file that is being made; it is never taken for a finished one."""
 
 
-LONGEST = 255
-"""Bytes of the longest file name that Linux filesystems take."""
+LONGEST = 143
+"""
+Bytes of the longest name that is made up here: every filesystem has room for it.
+
+Most take 255, and eCryptfs takes 143, for it puts more than the name into the name below.
+"""
 
 
 def fits(name: str) -> bool:
-    """True where a filesystem takes *name*."""
+    """True where every filesystem takes *name*."""
     return len(os.fsencode(name)) <= LONGEST
+
+
+def longest_name(folder: Path) -> int:
+    """Bytes of the longest file name in *folder*, as its filesystem says."""
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except OSError:
+        return 255
 
 
 def unmade(path: Path) -> Path:

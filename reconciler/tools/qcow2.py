@@ -22,7 +22,7 @@ MAX_HEADER = 2 * 1024 * 1024
 """Bytes of the largest cluster, in which header, extensions and names lie."""
 SMALLEST = 48
 """Bytes of the shortest header that can name a backing file, that of qcow version 1."""
-_MAX_NAME = 1023
+MAX_NAME = 1023
 """Bytes of the longest backing name that QEMU takes."""
 
 _MAX_L1 = 32 * 1024 * 1024
@@ -95,7 +95,7 @@ def backing_name(descriptor: int) -> str | None:
     if len(start) < SMALLEST or start[:4] != MAGIC:
         return None
     at, length = struct.unpack_from(">QI", start, 8)
-    if not 0 < at < MAX_HEADER or not 0 < length <= _MAX_NAME:
+    if not 0 < at < MAX_HEADER or not 0 < length <= MAX_NAME:
         return None
     return os.fsdecode(os.pread(descriptor, length, at)) or None
 
@@ -133,7 +133,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
         head = os.pread(descriptor, min(cluster, MAX_HEADER), 0)
     backing = None
     if name_at:
-        if not 0 < name_length <= _MAX_NAME or name_at + name_length > len(head):
+        if not 0 < name_length <= MAX_NAME or name_at + name_length > len(head):
             raise ValueError("the backing name lies outside the first cluster")
         backing = os.fsdecode(head[name_at : name_at + name_length])
     extensions = _extensions(head, header_length, name_at or len(head))

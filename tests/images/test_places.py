@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.tools import images, process, qemuimg, views
+from reconciler.tools import files, images, process, qemuimg, views
 from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
 from tests.images.disks import Disk, assert_done, assert_quiet, command, tool
@@ -153,6 +153,93 @@ def test_a_long_name_goes_to_quarantine_and_comes_back_from_it(disk: Disk, lengt
     assert [Path(one["was"]) for one in kept] == [disk.path(name)]
     assert emptied.code == 0
     assert list((disk.images / FOLDER).iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [127, 128, 143])
+def test_where_names_are_shorter_those_that_are_made_up_fit_too(
+    disk: Disk, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on eCryptfs, which takes 143 bytes; no filesystem of this kernel takes fewer than 255."""
+    named: list[str] = []
+    for home, name in ((files, "rename_new"), (files, "rename_over")):
+        original = getattr(home, name)
+
+        def watched(
+            source: Path, target: Path, *, original: Any = original, **options: Any
+        ) -> None:
+            named.extend([source.name, target.name])
+            original(source, target, **options)
+
+        monkeypatch.setattr(home, name, watched)
+    monkeypatch.setattr(os, "pathconf", lambda *_: 143)
+    name = "n" * (length - 6) + ".qcow2"
+    disk.chain({"b": B, "x": X})
+    disk.spec(f"b <- {name}", active="x.qcow2", discard=["x"])
+    created = disk.apply()
+    disk.spec("b <- y", discard=[name])
+    discarded = disk.apply()
+
+    assert (created.code, discarded.code) == (0, 0), created.err + discarded.err
+    assert name in named
+    assert max(len(os.fsencode(one)) for one in named) <= 143
+
+
+def test_a_name_that_the_filesystem_does_not_take_is_refused(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "pathconf", lambda *_: 143)
+    name = "n" * 138 + ".qcow2"
+    disk.chain({"b": B})
+    disk.spec(f"b <- {name}")
+    planned = disk.plan()
+
+    assert planned.error == (
+        f"{name} has 144 bytes, and a file name in {disk.images} has at most 143; "
+        "give it a shorter name"
+    )
+
+
+def deep(disk: Disk, size: int) -> Path:
+    """A folder whose path has *size* bytes; it is made step by step, as no longer path is taken."""
+    folder = disk.images
+    while (left := size - len(os.fsencode(folder))) > 0:
+        folder /= "d" * (left - 1 if left <= 200 else 100)
+        folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "relative", "error"),
+    [
+        (1000, False, None),
+        (
+            1017,
+            False,
+            "create x on p: the path of the backing file has 1025 bytes, and a qcow2 header",
+        ),
+        (1017, True, None),
+        (4087, True, "the path of x.qcow2 has 4111 bytes with its folders (while it is created)"),
+    ],
+    ids=["a long path", "no room in a header", "a short relative name", "no room in the kernel"],
+)
+def test_a_path_that_never_fits_is_refused(
+    disk: Disk, size: int, relative: bool, error: str | None
+) -> None:
+    folder = deep(disk, size)
+    spec = disk.spec_file
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "a.qcow2", "1M", cwd=folder)
+    words = ("-F", "qcow2", "-b", "a.qcow2" if relative else disk.add("b", B))
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *words, "p.qcow2", cwd=folder)
+    below = "a.qcow2" if relative else str(disk.path("b"))
+    spec.write_text(
+        f'version = 1\n[defaults]\ndirectory = "{folder}"\n[domains.vm.disks.vda]\n'
+        f'chain = ["{below}", "p.qcow2", "x.qcow2"]\n'
+    )
+    planned = disk.plan()
+
+    assert (planned.error or "").startswith(error or "")
+    assert (planned.error is None) == (error is None)
+    assert disk.apply().code == (0 if error is None else 1)
 
 
 def discarded(disk: Disk) -> Path:
