@@ -211,6 +211,18 @@ class Forest:
             or any(self._listing([path], label))
         )
 
+    def data_file_in(self, tree: Tree) -> str | None:
+        """Why *tree* is no disk: an image of it holds the data of another one; None: none does."""
+        outside = (image for _, chain in tree.outside for image in chain)
+        wanted = (each.image for each in tree.wanted if each.image)
+        for image in (*tree.chain, *wanted, *outside):
+            if whose := self.overlays.data_file_of(image.identity):
+                return (
+                    f"{image.path} is the external data file of {whose}, and no disk image of its "
+                    "own; take it off the spec"
+                )
+        return None
+
     def hidden(self, tree: Tree) -> dict[Path, Path]:
         """
         Images of *tree*, each with a file beside it that cannot be read.

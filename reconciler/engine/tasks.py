@@ -66,7 +66,9 @@ class Look:
 def look_at(label: str, forest: Forest) -> Look:
     """The disk *label* as the planner and the reader need it."""
     tree = forest.trees[label]
-    if (error := tree.error or forest.interrupted_by(tree) or _no_folder(tree, forest)) is not None:
+    error = tree.error or forest.interrupted_by(tree) or _no_folder(tree, forest)
+    error = error or forest.data_file_in(tree)
+    if error is not None:
         return _look(tree, None, error)
     return _look(tree, _task(tree, forest), None, forest.claimed(tree))
 

@@ -29,6 +29,7 @@ class Overlays:
         self._names: dict[str, set[str]] = {}
         self._found: set[str] = set()
         self._unreadable: dict[str, list[Path]] = {}
+        self._data_files: dict[Identity, Path] = {}
         self.hidden: set[str] = set()
         """Files whose headers cannot be read, big enough for one that names a backing file."""
         self.from_links: set[str] = set()
@@ -55,6 +56,14 @@ class Overlays:
         Each may be an overlay that stands on any image there.
         """
         return self._unreadable.get(str(folder), ())
+
+    def add_data_file(self, file: Identity, image: str) -> None:
+        """*file* holds the data of *image*, a qcow2 image with an external data file."""
+        self._data_files.setdefault(file, Path(image))
+
+    def data_file_of(self, file: Identity | None) -> Path | None:
+        """The image whose external data file *file* is; None: it is none."""
+        return self._data_files.get(file) if file is not None else None
 
     def naming(self, name: Path) -> frozenset[Path]:
         """The images whose headers have *name*, and no other name of its file."""
@@ -261,5 +270,10 @@ def _below(
     if file.damage is not None and file.foreign_backing is None:
         log.warning("%s; what it stands on is unknown", file.damage)
         return None
+    if file.header is not None and file.header.data_file_name is not None:
+        data = qcow2.possible_path(file.header.data_file_name, Path(given or name))
+        there = None if data is None else lookups.stat(str(data))
+        if there is not None:
+            overlays.add_data_file(Identity(there.st_dev, there.st_ino), given or name)
     below = images.named_by(given or name, file)
     return None if below is None else lookups.real(below)

@@ -39,6 +39,7 @@ _V3 = struct.Struct(">QQQII")
 _EXT_END = 0
 _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_BITMAPS = 0x23852875
+_EXT_DATA_FILE = 0x44415441
 
 _DIRTY, _CORRUPT, _DATA_FILE, _COMPRESSION, _EXTENDED_L2 = (1 << bit for bit in range(5))
 _LAZY_REFCOUNTS = 1
@@ -47,7 +48,12 @@ _KNOWN = _DIRTY | _CORRUPT | _DATA_FILE | _COMPRESSION | _EXTENDED_L2
 
 @dataclass(slots=True)  # frozen ones take three times as long to make
 class Header:
-    """What the header says; sizes in bytes."""
+    """
+    What the header says; sizes in bytes.
+
+    Attributes:
+        data_file_name: Of the external data file, where it has one and the header names it.
+    """
 
     virtual_size: int
     cluster_size: int
@@ -63,6 +69,7 @@ class Header:
     extended_l2: bool = False
     dirty: bool = False
     version: int = 3
+    data_file_name: str | None = None
 
 
 def read_header(descriptor: int, name: Path | str) -> Header | None:
@@ -139,6 +146,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
     extensions = _extensions(head, header_length, name_at or len(head))
     recorded = extensions.get(_EXT_BACKING_FORMAT)
     bitmaps = extensions.get(_EXT_BITMAPS, b"")
+    data_file = extensions.get(_EXT_DATA_FILE) if incompatible & _DATA_FILE else None
     return Header(
         version=version,
         virtual_size=size,
@@ -154,6 +162,7 @@ def _parse(descriptor: int, start: bytes) -> Header:
         extended_l2=bool(incompatible & _EXTENDED_L2),
         dirty=bool(incompatible & _DIRTY),
         unknown_features=incompatible & ~_KNOWN,
+        data_file_name=os.fsdecode(data_file) if data_file else None,
     )
 
 

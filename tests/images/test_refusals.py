@@ -300,6 +300,38 @@ def test_an_external_data_file(disk: Disk) -> None:
     refused(disk, "external data file")
 
 
+@pytest.mark.parametrize("name", ["relative", "absolute", "file:"])
+@pytest.mark.parametrize("chain", ["d.raw", "d.raw <- x"], ids=["alone", "below an overlay"])
+def test_an_external_data_file_is_no_disk_of_its_own(disk: Disk, chain: str, name: str) -> None:
+    """A guest that writes to the other image changes it, without a word in its own header."""
+    data = disk.images / "d.raw"
+    recorded = {"relative": "d.raw", "absolute": str(data), "file:": f"file:{data}"}[name]
+    options = f"data_file={recorded},data_file_raw=on"
+    if name == "relative":
+        tool(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            options,
+            "w.qcow2",
+            "1M",
+            cwd=disk.images,
+        )
+    else:
+        tool(
+            "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, disk.images / "w.qcow2", "1M"
+        )
+    disk.spec(chain, formats={"d.raw": "raw"})
+    before = folder_facts(disk.images)
+
+    said = f"{data} is the external data file of {disk.images / 'w.qcow2'}, and no disk image"
+    refused(disk, said)
+    assert folder_facts(disk.images) == before
+
+
 def test_a_raw_image_that_could_be_taken_for_another_format(disk: Disk) -> None:
     """A guest that forges a qcow2 header in its first sector gets no host file opened."""
     disk.chain({"b.raw": B, "x": "512k:X"}, **{"b.raw": {"raw": True}, "x": {"style": "absolute"}})

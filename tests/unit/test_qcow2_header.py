@@ -145,9 +145,10 @@ def test_an_image_that_qemu_img_made_is_read(tmp_path, options, differs):
 
 
 def test_a_data_file_is_seen(tmp_path):
-    path = create(tmp_path / "disk.qcow2", "-o", f"data_file={tmp_path}/data.raw")
+    name = f"{tmp_path}/data.raw"
+    path = create(tmp_path / "disk.qcow2", "-o", f"data_file={name}")
 
-    assert read(path) == replace(PLAIN, data_file=True)
+    assert read(path) == replace(PLAIN, data_file=True, data_file_name=name)
 
 
 def test_snapshots_and_bitmaps_are_counted(tmp_path):
