@@ -334,7 +334,15 @@ def _listed(folder: str) -> tuple[str, ...] | None:
 
 
 def _on_local(name: str) -> bool:
+    """True where *name* itself, not what it may link to, lies on one of these filesystems."""
     room = ctypes.create_string_buffer(256)
-    if _libc.statfs(os.fsencode(name), room):
+    try:
+        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
         return False
+    try:
+        if _libc.fstatfs(descriptor, room):
+            return False
+    finally:
+        os.close(descriptor)
     return ctypes.c_long.from_buffer(room).value in _LOCAL

@@ -239,3 +239,12 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
 
     with pytest.raises(OSError, match="not a regular file"):
         open_resolved(str(path))
+
+
+def test_a_link_counts_as_local_by_where_it_lies(tmp_path: Path) -> None:
+    """Where it leads to may be a network filesystem, and says nothing of the link's own device."""
+    link = tmp_path / "link"
+    link.symlink_to("/proc/self")
+
+    assert module._on_local(str(link))
+    assert not module._on_local("/proc/self/cwd")
