@@ -174,7 +174,7 @@ def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
         Busy: Another process holds it; *what* tells the reader what is held.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened_to_lock(path)
     except OSError as error:
         raise Busy(f"{path} cannot be locked: {error.strerror}") from error
     try:
@@ -185,6 +185,8 @@ def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
                 f"{_holder(os.fstat(descriptor).st_ino)} is working on {what}; wait for it, "
                 "or say --lock-timeout"
             ) from error
+        except OSError as error:  # a filesystem without locks, or NFS and no right to write
+            raise Busy(f"{path} cannot be locked: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)
@@ -292,8 +294,11 @@ def _locked_alone(path: Path, until: float) -> int:
 def _opened_to_lock(path: Path) -> int:
     """For writing where that is allowed: over NFS, a lock of one's own needs it."""
     flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-    with suppress(PermissionError):
+    try:
         return os.open(path, os.O_RDWR | flags)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR):
+            raise
     return os.open(path, os.O_RDONLY | flags)
 
 

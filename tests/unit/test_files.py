@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -165,6 +166,36 @@ def test_a_lock_ends_with_an_error_inside(tmp_path):
     with pytest.raises(ZeroDivisionError), files.locked(tmp_path, "x"):
         raise ZeroDivisionError
     with files.locked(tmp_path, "x"), pytest.raises(Busy), files.locked(tmp_path, "x"):
+        pass
+
+
+@pytest.fixture
+def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as NFS has them: one of one's own needs a file that is open for writing."""
+    flock = fcntl.flock
+
+    def over_nfs(descriptor: int, operation: int) -> None:
+        writable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if operation & fcntl.LOCK_EX and not writable:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", over_nfs)
+
+
+@pytest.mark.usefixtures("nfs")
+def test_a_lock_of_ones_own_is_had_over_nfs(tmp_path):
+    path = tmp_path / "lock"
+    path.touch(mode=0o600)
+    told = pytest.raises(Busy, match="is working on x")
+    with files.locked(path, "x"), told, files.locked(path, "x", shared=True):
+        pass
+
+
+@pytest.mark.usefixtures("nfs")
+def test_what_cannot_be_locked_there_is_told(tmp_path):
+    told = pytest.raises(Busy, match=f"^{tmp_path} cannot be locked: Bad file descriptor$")
+    with told, files.locked(tmp_path, "x"):
         pass
 
 
