@@ -103,6 +103,7 @@ class Forest:
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
         unreadable: Why nobody can tell what is in flight: a state file is damaged.
         host: What this host allows.
+        silent: Connections that do not answer, by folder that disks of them have images in.
         uses: False where a disk, by its label, no longer lists or has the file that *labels*
             says it has; None: all of this is of one moment.
     """
@@ -116,6 +117,7 @@ class Forest:
     in_flight: Mapping[Path, Sequence[str]]
     unreadable: str | None
     host: Host
+    silent: Mapping[Path, Sequence[str]]
     uses: Callable[[str, Path], bool] | None = None
 
     @classmethod
@@ -128,6 +130,7 @@ class Forest:
         in_flight: Mapping[Path, Sequence[str]] | str,
         host: Host,
         second_names: Iterable[frozenset[Path]] = (),
+        silent: Mapping[Path, Sequence[str]] | None = None,
     ) -> Forest:
         """
         The forest of these trees.
@@ -168,6 +171,7 @@ class Forest:
             flight,
             in_flight if isinstance(in_flight, str) else None,
             host,
+            silent or {},
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
@@ -223,6 +227,11 @@ class Forest:
                 )
         return None
 
+    def silent_beside(self, tree: Tree) -> dict[str, Path]:
+        """Connections that do not answer and have disks beside images of *tree*, and where."""
+        folders = dict.fromkeys(image.path.parent for image in tree.chain) if self.silent else ()
+        return {uri: folder for folder in folders for uri in self.silent.get(folder, ())}
+
     def hidden(self, tree: Tree) -> dict[Path, Path]:
         """
         Images of *tree*, each with a file beside it that cannot be read.
@@ -233,9 +242,9 @@ class Forest:
         names = (name for image in tree.chain for name in (image.path, image.second) if name)
         return {name: file for name in names if (file := self._hidden_beside(name, own))}
 
-    def _hidden_beside(self, name: Path, own: frozenset[Path]) -> Path | None:
+    def _hidden_beside(self, name: Path, own: frozenset[str]) -> Path | None:
         beside = self.overlays.unreadable(name.parent)
-        return next((file for file in beside if file not in own), None)
+        return next((file for file in beside if str(file) not in own), None)
 
     def claimed(self, tree: Tree) -> dict[Path, str]:
         """

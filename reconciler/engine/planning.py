@@ -19,6 +19,7 @@ from reconciler.model.steps import (
     Attach,
     Commit,
     Create,
+    Forget,
     Pull,
     Rebase,
     Remove,
@@ -147,7 +148,7 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
         _unchanged(found)
     notes = plan.notes
     if plan.steps:
-        notes = (*notes, *quarantined.notes(plan, task), *_backups(found))
+        notes = (*notes, *quarantined.notes(plan, task), *_backups(found), *_silent(found, plan))
     return replace(
         plan,
         state=empty.state,
@@ -192,6 +193,17 @@ def _backups(found: Look) -> Iterable[str]:
         yield f"backup checkpoints ({names}): libvirt carries their bitmaps along"
     else:
         yield f"backup checkpoints ({names}): the next backup has to be a full one"
+
+
+def _silent(found: Look, plan: DiskPlan) -> Iterable[str]:
+    """Which domains nobody could ask about the images that are written to or removed."""
+    if all(isinstance(one.step, Create | Attach | Forget) for one in plan.steps):
+        return
+    for uri, folder in found.silent.items():
+        yield (
+            f"{uri} does not answer, so whether one of its guests uses these images in {folder} is "
+            "unknown"
+        )
 
 
 def _still_ours(found: Look, unfinished: Unfinished) -> None:

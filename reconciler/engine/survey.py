@@ -96,6 +96,7 @@ class Survey:
             self._in_flight(),
             self.spec.host,
             self._second_names(trees.values()),
+            self._silent(trees.values()),
         )
 
     def renewed(self, disk: DesiredDisk, forest: Forest) -> Forest:
@@ -176,6 +177,16 @@ class Survey:
             if found is not None:
                 known.setdefault((found.st_dev, found.st_ino), set()).add(path)
         return [frozenset(names) for names in known.values() if len(names) > 1]
+
+    def _silent(self, trees: Iterable[Tree]) -> dict[Path, tuple[str, ...]]:
+        """Connections that do not answer, by folder that disks of them have images in."""
+        found: dict[Path, dict[str, None]] = {}
+        for tree in trees if self.around.errors else ():
+            uri = tree.desired.connection
+            if uri is not None and uri in self.around.errors:
+                for path in (*tree.listed, *paths_in(tree.state)):
+                    found.setdefault(path.parent, {})[uri] = None
+        return {folder: tuple(uris) for folder, uris in found.items()}
 
     def _in_flight(self) -> Mapping[Path, Sequence[str]] | str:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class Look:
         host, domain: libvirt's part of it; None where the disk has no connection.
         job: A block job that runs on the disk.
         lost: Why libvirt must not be asked to change the disk while the guest runs.
+        silent: Connections that do not answer and have disks beside its images, and where.
     """
 
     desired: DesiredDisk
@@ -53,6 +55,7 @@ class Look:
     domain: Domain | None = None
     job: Job | None = None
     lost: str | None = None
+    silent: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def resumed(self) -> Unfinished | None:
@@ -70,7 +73,9 @@ def look_at(label: str, forest: Forest) -> Look:
     error = error or forest.data_file_in(tree)
     if error is not None:
         return _look(tree, None, error)
-    return _look(tree, _task(tree, forest), None, forest.claimed(tree))
+    found = _look(tree, _task(tree, forest), None, forest.claimed(tree))
+    silent = forest.silent_beside(tree)
+    return replace(found, silent=silent) if silent else found
 
 
 def _look(

@@ -390,7 +390,7 @@ def _below(image: Image, given: str, lookups: Lookups) -> str | None:
     if image.recorded is None:
         return None
     own = str(image.path)
-    below = qcow2.backing_name(image.recorded, own)
+    below = qcow2.backing_file(image.recorded, own)
     if given != own:
         found = lookups.lstat(given)
         if found is not None and stat.S_ISLNK(found.st_mode):
@@ -401,7 +401,7 @@ def _below(image: Image, given: str, lookups: Lookups) -> str | None:
 def _same_from_the_link(image: Image, given: str, below: str, lookups: Lookups) -> None:
     """QEMU starts a relative name from the folder of the name it was given."""
     assert image.recorded is not None
-    other = qcow2.backing_name(image.recorded, given)
+    other = qcow2.backing_file(image.recorded, given)
     if lookups.real(other) != lookups.real(below):
         raise ObserveError(
             f"{given} is a symbolic link to {image.path}, and its backing name "
@@ -476,4 +476,4 @@ def named_by(name: str, file: File) -> str | None:
     recorded = file.header.backing if file.header else file.foreign_backing
     if recorded is None:
         return None
-    return qcow2.possible_name(recorded, name)
+    return qcow2.possible_file(recorded, name)

@@ -180,11 +180,11 @@ def _extensions(head: bytes, at: int, end: int) -> dict[int, bytes]:
 
 
 def backing_path(recorded: str, overlay: Path) -> Path:
-    """The same as `backing_name`, as a path."""
-    return Path(backing_name(recorded, str(overlay)))
+    """The same as `backing_file`, as a path."""
+    return Path(backing_file(recorded, str(overlay)))
 
 
-def backing_name(recorded: str, overlay: str) -> str:
+def backing_file(recorded: str, overlay: str) -> str:
     """
     The local file that the backing name *recorded* in *overlay* means.
 
@@ -219,7 +219,7 @@ def _beside(overlay: str, name: str) -> str:
     return name if name.startswith("/") else f"{overlay.rpartition('/')[0]}/{name}"
 
 
-def possible_name(recorded: str, overlay: str) -> str | None:
+def possible_file(recorded: str, overlay: str) -> str | None:
     """
     The local file that *recorded* may mean, for the question who stands on what.
 
@@ -227,7 +227,7 @@ def possible_name(recorded: str, overlay: str) -> str | None:
     option, and names that depend on the folder QEMU is started in.
     """
     try:
-        return backing_name(recorded, overlay)
+        return backing_file(recorded, overlay)
     except ObserveError:
         pass
     name: object = recorded.removeprefix("file:")

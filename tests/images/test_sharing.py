@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,3 +259,25 @@ def test_a_plan_that_leaves_what_is_in_quarantine_usable_says_nothing_of_it(disk
     put.rename(disk.path("x"))
 
     assert disk.read("x") == disk.golden["x"]
+
+
+SILENT = "qemu+unix:///system?socket=/nowhere"
+
+
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_a_plan_tells_whose_guests_nobody_could_ask_about(disk: Disk, place: str) -> None:
+    """libvirt is down: a guest of it that is off may have one of the images as its disk."""
+    disk.chain({"b": B, "p": P, "x": X})
+    other = (disk.images if place == "beside" else disk.root) / "o.qcow2"
+    more = f'[domains.o.disks.vda]\nchain = ["{other}"]\nconnection = "{SILENT}"\n'
+
+    def notes(chain: str, **keys: Any) -> list[str]:
+        disk.spec(chain, active="x.qcow2", more=more, **keys)
+        found: list[str] = disk.plan().data["domains"][0]["disks"][0]["notes"]
+        return [note for note in found if "does not answer" in note]
+
+    told = f"{SILENT} does not answer, so whether one of its guests uses these images in "
+    wanted = [f"{told}{disk.images} is unknown"] if place == "beside" else []
+    assert notes("b <- x") == wanted
+    assert notes("b <- p <- y", discard=["x"]) == wanted
+    assert notes("b <- p <- x <- y") == []

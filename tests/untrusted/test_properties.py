@@ -102,11 +102,11 @@ prefixes = st.sampled_from(["", "json:", "file:", "nbd:", "fd:", "vvfat:", "/", 
 def test_any_backing_name_is_a_local_file_or_told(prefix: str, name: str) -> None:
     recorded = prefix + name
     overlay = str(OVERLAY)
-    said = tried(lambda: qcow2.backing_name(recorded, overlay))
-    possible = qcow2.possible_name(recorded, overlay)
+    said = tried(lambda: qcow2.backing_file(recorded, overlay))
+    possible = qcow2.possible_file(recorded, overlay)
 
     if said == "read":
-        assert possible == qcow2.backing_name(recorded, overlay)
+        assert possible == qcow2.backing_file(recorded, overlay)
         assert os.path.isabs(possible or "")
 
 
