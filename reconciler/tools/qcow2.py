@@ -266,7 +266,11 @@ def _json_filename(text: str, overlay: str) -> str:
     allowed = {"driver", "file.driver", "file.filename"}
     name, driver = flat.get("file.filename"), flat.get("driver")
     if driver in ("qcow2", "raw") and isinstance(name, str) and name.startswith("/"):
-        # QEMU spells out the images below as well, and the headers there may say otherwise
+        # QEMU spells out the images below as well, and the headers there may say otherwise; where
+        # they agree they may only do so for now: QEMU goes by this name alone, so that a merge
+        # further down, which rewrites the header of the image below, would leave it naming an
+        # image that is gone.  And qemu-img 7.2 takes such a name in some of its commands only
+        # ("Block format 'qcow2' does not support the option 'backing.driver'").
         refused = ObserveError(
             f"{refused}; where {name} with what its own header names is meant, record that: "
             f"qemu-img rebase -u -F {driver} -b '{name}' '{overlay}'"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -502,6 +503,15 @@ def test_a_json_name_that_spells_out_the_images_below_is_refused_with_the_relink
         graph = {"driver": "qcow2", "file": file, **({"backing": graph} if graph else {})}
     said = f"json:{json.dumps(graph)}"
     tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", said, disk.path("x"))
+    # taken as it is, it would name b for ever: p may stand on another image, and x is lost
+    shutil.copy(disk.path("p"), disk.root / "before")
+    disk.path("b").rename(disk.root / "c")
+    below = ("-u", "-f", "qcow2", "-F", "qcow2", "-b", disk.root / "c", disk.path("p"))
+    tool("qemu-img", "rebase", *below)
+    tool("qemu-img", "info", "--backing-chain", disk.path("p"))
+    tool("qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", disk.path("x"), code=1)
+    (disk.root / "c").rename(disk.path("b"))
+    (disk.root / "before").rename(disk.path("p"))
     disk.spec("b <- x", active="x.qcow2")
     relink = f"qemu-img rebase -u -F qcow2 -b '{disk.path('p')}' '{disk.path('x')}'"
     refused = disk.plan()
