@@ -154,6 +154,7 @@ def load_all() -> None:
     for module in pkgutil.walk_packages(reconciler.__path__, "reconciler."):
         if module.name not in ("reconciler.__main__", "reconciler.tools.hypervisor"):
             importlib.import_module(module.name)
+    importlib.import_module("_strptime")  # `datetime` does so later; another user may not
     build_once()
     typer.main.get_command(reconciler.cli.main.app)
 

@@ -842,7 +842,7 @@ class _Run:
     def _remove_leftover(self, step: Remove, left: Leftover) -> None:
         if users := self._users_of(left):
             self._stays(left.path, f"{', '.join(users)} stands on it")
-        elif hidden := self.overlays.unreadable(left.path.parent):
+        elif hidden := self._hidden_beside(left.path):
             self._stays(left.path, f"{hidden[0]} cannot be read and may stand on it")
         elif files.opened_by_other(left.path):
             self._stays(left.path, "another program has it open")
@@ -857,6 +857,10 @@ class _Run:
             self.applier.reporter.note(
                 self.plan, f"{left.path.name} is kept as {put}; virt-chain gc --all frees its room"
             )
+
+    def _hidden_beside(self, path: Path) -> Sequence[Path]:
+        """Files beside *path* that cannot be read, each of which may be an overlay on it."""
+        return [one for one in self.overlays.unreadable(path.parent) if one != path]
 
     def _stays(self, path: Path, why: str) -> None:
         """A leftover is not removed, and neither is what it stands on."""

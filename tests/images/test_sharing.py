@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.tools import files
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import Disk, Outcome, process, quarantined, tool, view
 
@@ -132,6 +133,51 @@ def test_once_it_can_be_read_its_backing_file_stays(theirs: Disk) -> None:
     assert outcome.code == 0, outcome.err
     assert "p stays on disk: y.qcow2 stands on it" in outcome.out
     assert view(other) == before
+
+
+def test_gc_keeps_an_image_beside_a_file_that_cannot_be_read(theirs: Disk) -> None:
+    theirs.spec("b <- p <- n", discard=["x"], active="x.qcow2")
+    discarded = unprivileged(theirs, "apply", "-y")
+    put = theirs.images / next(iter(quarantined(theirs)))
+    other = of_root(theirs).rename(put.with_name("y.qcow2"))
+    words = ("gc", "--all", theirs.spec_file)
+    emptied = process(*words, user=NOBODY)
+    other.unlink()
+    again = process(*words, user=NOBODY)
+
+    assert (discarded.code, emptied.code, again.code) == (0, 0, 0), (emptied.err, again.err)
+    assert f"in use  {put}  {other} cannot be read and may stand on it" in emptied.out
+    assert again.out.startswith(f"removed  {theirs.path('x')}")
+    assert not put.exists()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killed(_: Path) -> bool:
+    raise Killed
+
+
+def test_a_leftover_stays_beside_a_file_that_cannot_be_read(
+    theirs: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An apply that was killed before it removed what it had merged goes on without doing so."""
+    theirs.spec("b <- x", active="x.qcow2")
+    with monkeypatch.context() as patch:
+        (tmp_path / "config.toml").touch(mode=0o600)  # root trusts its own config alone
+        patch.setenv("VIRT_CHAIN_CONFIG", str(tmp_path / "config.toml"))
+        patch.setattr(files, "opened_by_other", killed)
+        with pytest.raises(Killed):
+            theirs.apply()
+    for path in theirs.state.rglob("*"):
+        os.chown(path, NOBODY, NOBODY)
+    other = of_root(theirs)
+    outcome = unprivileged(theirs, "apply", "-y")
+
+    assert outcome.code == 0, outcome.err
+    assert theirs.stack("x") == "b <- x"
+    assert {path.name for path in theirs.images.iterdir()} >= {"p.qcow2", other.name}
 
 
 def test_an_overlay_behind_a_link_keeps_what_it_stands_on(disk: Disk) -> None:
