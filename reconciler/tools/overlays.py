@@ -63,7 +63,12 @@ class Overlays:
 
     def data_file_of(self, file: Identity | None) -> Path | None:
         """The image whose external data file *file* is; None: it is none."""
-        return self._data_files.get(file) if file is not None else None
+        if file is None:
+            return None
+        found = self._data_files.get(file)
+        if found is None and self._earlier is not None:
+            found = self._earlier.data_file_of(file)
+        return found
 
     def naming(self, name: Path) -> frozenset[Path]:
         """The images whose headers have *name*, and no other name of its file."""
@@ -145,6 +150,11 @@ class Earlier:
             own = self._lookups.identity(name)
             if own is not None and self._names(name, lambda it: self._lookups.identity(it) == file):
                 yield name, own
+
+    def data_file_of(self, file: Identity) -> Path | None:
+        """As `Overlays.data_file_of`."""
+        found = self._scanned.data_file_of(file)
+        return None if found is None or str(found.parent) in self._without else found
 
     def naming(self, name: str) -> set[str]:
         """As `Overlays.naming`."""
@@ -271,9 +281,9 @@ def _below(
         log.warning("%s; what it stands on is unknown", file.damage)
         return None
     if file.header is not None and file.header.data_file_name is not None:
-        data = qcow2.possible_path(file.header.data_file_name, Path(given or name))
-        there = None if data is None else lookups.stat(str(data))
+        data = qcow2.possible_file(file.header.data_file_name, given or name)
+        there = None if data is None else lookups.identity(data)
         if there is not None:
-            overlays.add_data_file(Identity(there.st_dev, there.st_ino), given or name)
+            overlays.add_data_file(there, given or name)
     below = images.named_by(given or name, file)
     return None if below is None else lookups.real(below)
