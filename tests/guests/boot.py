@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -35,7 +39,9 @@ MODULES = (
     "kernel/drivers/input/evdev.ko",
     "kernel/drivers/acpi/button.ko",
 )
-"""In this order each module finds the symbols it needs."""
+"""In this order each module finds the symbols it needs.
+
+A kernel may have some of them built in, and keep the others compressed, as Debian 13's does."""
 
 COMMAND_LINE = (
     "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off "
@@ -82,7 +88,7 @@ def build_boot(cache: Path) -> Boot:
     """
     check_machine()
     kernel, modules = _kernel()
-    content = WITNESS.read_bytes() + str(modules).encode() + "".join(MODULES).encode()
+    content = WITNESS.read_bytes() + "".join(map(str, modules)).encode()
     initrd = cache / f"initrd-{hashlib.sha256(content).hexdigest()[:16]}"
     if not initrd.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -123,14 +129,31 @@ def _has_user(name: str) -> bool:
     return any(line.startswith(f"{name}:") for line in lines)
 
 
-def _kernel() -> tuple[Path, Path]:
-    """The newest cloud kernel and the folder of its modules."""
+def _kernel() -> tuple[Path, list[Path]]:
+    """The newest cloud kernel, and the files of those of MODULES that are not built in."""
     found = sorted(Path("/boot").glob("vmlinuz-*-cloud-amd64"), key=_version, reverse=True)
     for kernel in found:
-        modules = Path("/lib/modules") / kernel.name.removeprefix("vmlinuz-")
-        if all((modules / module).exists() for module in MODULES):
-            return kernel, modules
+        folder = Path("/lib/modules") / kernel.name.removeprefix("vmlinuz-")
+        with suppress(FileNotFoundError):
+            return kernel, _modules(folder)
     raise MissingPackage("a kernel for guests", _apt(KERNEL_PACKAGE))
+
+
+def _modules(folder: Path) -> list[Path]:
+    """
+    Raises:
+        FileNotFoundError: The kernel of that folder lacks a module.
+    """
+    built_in = (folder / "modules.builtin").read_text().split()
+    return [_module(folder / name) for name in MODULES if name not in built_in]
+
+
+def _module(file: Path) -> Path:
+    compressed = file.with_name(f"{file.name}.xz")
+    if not file.exists() and compressed.exists():
+        return compressed
+    file.stat()
+    return file
 
 
 def _version(kernel: Path) -> tuple[int, ...]:
@@ -148,15 +171,18 @@ def _compiled(program: Path) -> bytes:
         program.unlink()
 
 
-def _initramfs(init: bytes, modules: Path) -> bytes:
+def _initramfs(init: bytes, modules: Sequence[Path]) -> bytes:
     """A cpio archive; the witness loads ``/modules/a``, ``/modules/b``, ... in turn."""
     members = [("init", 0o100755, init), ("modules", 0o040755, b"")]
-    for number, module in enumerate(MODULES):
-        members.append(
-            (f"modules/{chr(ord('a') + number)}", 0o100644, (modules / module).read_bytes())
-        )
+    for letter, module in zip(ascii_lowercase, modules, strict=False):
+        members.append((f"modules/{letter}", 0o100644, _read(module)))
     members.append(("TRAILER!!!", 0, b""))
     return b"".join(_member(*member) for member in members)
+
+
+def _read(module: Path) -> bytes:
+    data = module.read_bytes()
+    return lzma.decompress(data) if module.suffix == ".xz" else data
 
 
 def _member(name: str, mode: int, data: bytes) -> bytes:
