@@ -141,4 +141,5 @@ def _task(tree: Tree, forest: Forest) -> Task:
         transient=found is not None and found.domain.transient,
         outdated=found.outdated(tree.chain) if found else (),
         beside=found.domain.beside if found else (),
+        deepest=found.domain.deepest if found else None,
     )

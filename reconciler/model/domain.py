@@ -88,6 +88,7 @@ class Domain:
         checkpoints: Names of its backup checkpoints.
         transient: It has no definition: once off, it is gone.
         beside: What belongs to its state and is in none of its disks, in words.
+        deepest: Images in a chain that its libvirt can live with; None: any number.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Domain:
     checkpoints: tuple[str, ...] = ()
     transient: bool = False
     beside: tuple[str, ...] = ()
+    deepest: int | None = None
 
     @property
     def on(self) -> bool:

@@ -91,6 +91,7 @@ def make_plan(task: Task, views: Mapping[Path, View]) -> DiskPlan:
     )
     _prove(task, layout, plan)
     _ready(task, planned)
+    _not_too_deep(task, planned)
     if lacking:
         raise lacking
     return replace(plan, fingerprint=fingerprint(task))
@@ -478,6 +479,18 @@ def _no_hidden_user(task: Task, step: Step) -> None:
             "make it readable for this user, run virt-chain as root, or "
             + ("move the images elsewhere" if file == path.parent else "move it to another folder"),
         )
+
+
+def _not_too_deep(task: Task, planned: tuple[PlannedStep, ...]) -> None:
+    """Refuse a chain that would end the guest; one that is so deep already may be merged."""
+    longest = max((len(one.after) for one in planned if isinstance(one.step, Create)), default=0)
+    if task.deepest is None or longest <= task.deepest:
+        return
+    raise Refused(
+        f"the chain would grow to {longest} images, and with more than {task.deepest} this host's "
+        "libvirt may not start the guest, or may end it when libvirt itself is restarted",
+        "drop restore points and apply that first, then add new ones; or upgrade to libvirt 12.0",
+    )
 
 
 def _lacking(task: Task, planned: tuple[PlannedStep, ...]) -> Refused | None:

@@ -78,6 +78,7 @@ class Task:
         outdated: What the domain's definition spells out as the chain, where that is
             another one; empty: it leaves the chain to the headers, or is right.
         beside: What belongs to the guest's state and is in no disk, in words.
+        deepest: Images in a chain that the domain's libvirt can live with; None: any number.
         frozen: How many images, from the base, may only be read.  An image
             below a shared one is a part of the shared one's view.
     """
@@ -110,6 +111,7 @@ class Task:
     transient: bool = False
     outdated: tuple[Path, ...] = ()
     beside: tuple[str, ...] = ()
+    deepest: int | None = None
     frozen: int = field(init=False, default=0)
 
     @property

@@ -9,10 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import libvirt
 import pytest
 
+from reconciler.tools.hypervisor import deepest_chain
 from tests.guests.domain_xml import DiskSource, Witness
 from tests.guests.records import records_in
 from tests.guests.scene import Scene, grown
@@ -617,3 +620,31 @@ def test_a_domain_whose_image_is_gone_goes_on_from_one_that_is_there(scene: Scen
     assert scene.chain() == ["base", "tue"]
     scene.world.boot("web")
     scene.guest.wait_for(5)
+
+
+def test_a_chain_never_grows_so_deep_that_libvirt_loses_the_guest(world: World) -> None:
+    """Each command opens libvirt's driver anew, which meets the guest as a restarted libvirtd."""
+    names = [f"i{number}" for number in range(26)]
+    for below, name in pairwise([None, *names[:22]]):
+        qcow2(world.images / f"{name}.qcow2", below and f"{below}.qcow2")
+    guest = world.define("web", world.images / "i21.qcow2")
+    world.boot("web")
+    guest.wait_for(5)
+    scene = Scene(world, guest)
+    scene.want(vda=" <- ".join(names))
+    limited = deepest_chain(libvirt.getVersion())
+    there = names[:limited]
+
+    if limited:
+        refused(scene, "the chain would grow to", f"with more than {limited}", "libvirt 12.0")
+    else:
+        scene.apply()
+
+    assert scene.chain() == there
+    assert world.state("web") == "running"
+    guest.wait_for(5)
+    world.destroy("web")
+    assert world.boot("web").boot_verdicts()["vda"].ok
+    scene.want(vda=" <- ".join([names[0], *there[4:]]))
+    scene.apply()
+    guest.wait_for(5)

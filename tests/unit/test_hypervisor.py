@@ -172,3 +172,18 @@ def test_a_freeze_that_was_interrupted_is_thawed(monkeypatch: pytest.MonkeyPatch
     host_of(monkeypatch, guest).thaw("web")
 
     assert guest.told == [("timeout", hypervisor.FREEZE), *THAWED]
+
+
+@pytest.mark.parametrize(
+    ("version", "images"),
+    [
+        (9_000_000, None),
+        (10_007_000, None),
+        (10_008_000, 22),
+        (11_003_000, 22),
+        (11_010_000, 22),
+        (12_000_000, None),
+    ],
+)
+def test_the_libvirt_of_debian_13_follows_22_images(version: int, images: int | None) -> None:
+    assert hypervisor.deepest_chain(version) == images

@@ -1368,6 +1368,21 @@ def test_what_is_in_no_disk_is_told_of(
     assert any("NVRAM" in one for one in made.notes) == (note is not None)
 
 
+@pytest.mark.parametrize("state", ["running", "shut-off"])
+def test_a_chain_grows_as_far_as_libvirt_can_follow(state: State) -> None:
+    grown = domain("b <- x*", "b <- x <- y*", state, deepest=3)
+
+    assert any(isinstance(one.step, Create) for one in grown.steps)
+    with pytest.raises(Refused, match="would grow to 3 images, and with more than 2 this"):
+        domain("b <- x*", "b <- x <- y*", state, deepest=2)
+
+
+def test_a_chain_that_is_too_deep_for_libvirt_can_be_merged() -> None:
+    made = domain("b <- x <- y*", "b <- y*", deepest=1)
+
+    assert made.steps
+
+
 def test_a_transient_domain_is_not_stopped_for_a_rollback() -> None:
     with pytest.raises(Refused, match="transient: once stopped, it is gone"):
         domain("b <- x*", "b <- y*", discard="x", on_running="restart", transient=True)
