@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 from hypothesis.vendor.pretty import RepresentationPrinter
 
 from reconciler.model.errors import Refused
@@ -704,16 +706,11 @@ class Wild:
         printer.text("\n".join(["", *rows, kept, *map(str, self.steps)]))
 
 
-@st.composite
-def wild_steps(draw: st.DrawFn) -> Wild:
-    files: dict[Path, File] = {}
-    names = [path(f"i{index}") for index in range(draw(st.integers(2, 5)))]
-    for index, at in enumerate(names):
-        size = draw(st.integers(1, 4))
-        cells = drawn_cells(draw, at.stem, size, zeroes=False)
-        files[at] = File(index, size, cells, names[index - 1] if index else None)
+@cache
+def among(names: tuple[Path, ...]) -> tuple[SearchStrategy[Path], SearchStrategy[Step]]:
+    """One of *names*, and any step on them; made once, for making them takes most of the time."""
     some = st.sampled_from(names)
-    step = st.one_of(
+    step: SearchStrategy[Step] = st.one_of(
         st.builds(Commit, some, some, st.booleans()),
         st.builds(Pull, some, st.none() | some),
         st.builds(Rename, some, some),
@@ -728,6 +725,18 @@ def wild_steps(draw: st.DrawFn) -> Wild:
             st.integers(1, 5).map(lambda size: size * UNIT),
         ),
     )
+    return some, step
+
+
+@st.composite
+def wild_steps(draw: st.DrawFn) -> Wild:
+    files: dict[Path, File] = {}
+    names = [path(f"i{index}") for index in range(draw(st.integers(2, 5)))]
+    for index, at in enumerate(names):
+        size = draw(st.integers(1, 4))
+        cells = drawn_cells(draw, at.stem, size, zeroes=False)
+        files[at] = File(index, size, cells, names[index - 1] if index else None)
+    some, step = among(tuple(names))
     steps = tuple(draw(st.lists(step, min_size=1, max_size=3)))
     kept = frozenset(draw(st.lists(some, max_size=2)))
     return Wild(Disks(files, names[-1]), steps, kept)
