@@ -181,7 +181,7 @@ class Session:
                 print(json.dumps(self._as_data(plan, reconciling), indent=2), flush=True)
         good = all(result.status in ("applied", "unchanged") for result in reconciling.results)
         if not self.as_json:
-            self._close(plan, reconciling, seconds)
+            self._close(reconciling, seconds)
         if self.stop.signal is not None and not good:
             raise Interrupted(self.stop.signal)
         return good
@@ -217,7 +217,7 @@ class Session:
         held = self._holds.of(plan.domain, plan.target)
         return None if held is None else held.refusal
 
-    def _close(self, plan: Plan, reconciling: Reconciling, seconds: float) -> None:
+    def _close(self, reconciling: Reconciling, seconds: float) -> None:
         """What was done in all rounds, also to disks that failed later."""
         bad = [r for r in reconciling.results if r.status in ("failed", "error")]
         done = [step.planned for steps in reconciling.done.values() for step in steps]
@@ -226,7 +226,7 @@ class Session:
             waiting = report.waiting_steps(reconciling.left)
             typer.echo(f"Done: {made} in {seconds:.1f} s. {waiting}".rstrip())
         elif not bad:
-            typer.echo(report.closing(plan))
+            typer.echo(report.closing(Plan((), tuple(reconciling.left))))
         if bad:
             count = len(bad)
             print(

@@ -189,6 +189,8 @@ def _require_observed(found: Look, to: Entry) -> None:
     label, name = found.desired.label, _short(to)
     if found.error is not None:
         raise Mistake(f"nothing was done: {label}: {found.error}")
+    if found.at_work is not None:
+        raise Mistake(f"nothing was done: {found.at_work} is working on {label}; wait for it")
     path = Path(os.path.realpath(to.path))
     if path not in found.chain:
         raise Mistake(f"{label} has no {name}: its chain is {found.chain}; nothing was done")

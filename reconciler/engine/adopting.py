@@ -17,7 +17,7 @@ from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
 from reconciler.model.desired import DesiredDisk, Spec
-from reconciler.model.errors import Mistake, Refused, StaleChain
+from reconciler.model.errors import Busy, Mistake, Refused, StaleChain
 from reconciler.model.image import Chain
 from reconciler.tools import files, images
 from reconciler.tools.lookups import Lookups
@@ -56,7 +56,10 @@ def consider(
         ReconcilerError: There is nothing to adopt, or it cannot be done; says why.
     """
     survey = Survey(spec, states, Lookups())
-    tree = survey.forest([disk]).trees[disk.label]
+    forest = survey.forest([disk])
+    if who := forest.at_work.get(disk.label):
+        raise Busy(f"{who} is working on {disk.label}; wait for it")
+    tree = forest.trees[disk.label]
     known = tree.state.active or tree.attached
     if new:
         return _given_up(tree, known)

@@ -168,7 +168,10 @@ class Applier:
             plan = planning.plan_disk(fresh)
             if plan.error:
                 raise StaleChain(plan.error)
-        elif planning.fingerprint_of(fresh) != plan.fingerprint:
+        elif found.resumed is not None and fresh.resumed is None and fresh.error is None:
+            # another virt-chain has finished them; what else there is to do has its own round
+            plan = replace(plan, steps=())
+        elif found.at_work is not None or planning.fingerprint_of(fresh) != plan.fingerprint:
             plan = self._same_steps(plan, fresh)
         if fresh.task is not None and fresh.task.busy:
             raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
@@ -208,12 +211,14 @@ class Applier:
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:
         """
-        A new plan for a disk whose surroundings changed, if it has the steps of *plan*.
+        A new plan for a disk whose surroundings changed, if it has the steps of *plan*, or none.
 
-        Another disk of the same apply may just have left an image that both shared.
+        Another disk of the same apply may just have left an image that both shared, or another
+        virt-chain has done what there was to do.
         """
         current = planning.plan_disk(fresh)
-        if current.error or [one.step for one in current.now] != [one.step for one in plan.now]:
+        steps = [one.step for one in current.now]
+        if current.error or (steps and steps != [one.step for one in plan.now]):
             raise StaleChain(
                 f"{plan.label} changed since the plan was made (it is {fresh.chain} now"
                 f"{'; ' + current.error if current.error else ''}); plan again"

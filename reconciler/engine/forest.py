@@ -106,6 +106,8 @@ class Forest:
         silent: Connections that do not answer, by folder that disks of them have images in.
         uses: False where a disk, by its label, no longer lists or has the file that *labels*
             says it has; None: all of this is of one moment.
+        at_work: Disks with steps in flight that another virt-chain is doing now, and which
+            one; those of the others were interrupted.
     """
 
     trees: Mapping[str, Tree]
@@ -119,6 +121,7 @@ class Forest:
     host: Host
     silent: Mapping[Path, Sequence[str]]
     uses: Callable[[str, Path], bool] | None = None
+    at_work: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -131,6 +134,7 @@ class Forest:
         host: Host,
         second_names: Iterable[frozenset[Path]] = (),
         silent: Mapping[Path, Sequence[str]] | None = None,
+        at_work: Mapping[str, str] | None = None,
     ) -> Forest:
         """
         The forest of these trees.
@@ -172,6 +176,7 @@ class Forest:
             in_flight if isinstance(in_flight, str) else None,
             host,
             silent or {},
+            at_work=at_work or {},
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
@@ -275,16 +280,19 @@ class Forest:
         return claimed
 
     def interrupted_by(self, tree: Tree) -> str | None:
-        """Why *tree* waits for the interrupted steps of another disk; None: it need not."""
+        """Why *tree* waits for the steps in flight of another disk; None: it need not."""
         if self.unreadable is not None:
             return self.unreadable
         for path in (*tree.chain.paths, *(wanted.path for wanted in tree.wanted)):
             for label in self.in_flight.get(path, ()):
-                if label != tree.desired.label:
-                    return (
-                        f"{path} is being merged by {label}, which was interrupted; "
-                        f"apply {label} under that name first"
-                    )
+                if label == tree.desired.label:
+                    continue
+                if who := self.at_work.get(label):
+                    return f"{path} is being merged by {label}: {who} is at work; wait for it"
+                return (
+                    f"{path} is being merged by {label}, which was interrupted; "
+                    f"apply {label} under that name first"
+                )
         return None
 
     def _foreign(self, file: Identity | None, own: frozenset[str]) -> Iterator[str]:

@@ -113,8 +113,9 @@ def plan_disk(found: Look) -> DiskPlan:
         if found.lost is not None and resumed is None:
             raise ObserveError(found.lost)
         if resumed is not None:
-            _still_ours(found, resumed)
-            _unchanged(found)
+            if found.at_work is None:
+                _still_ours(found, resumed)
+                _unchanged(found)
             plan = _finish(empty, found, resumed)
         else:
             plan = _make(empty, found, found.task)
@@ -229,6 +230,8 @@ def _still_ours(found: Look, unfinished: Unfinished) -> None:
 def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
     chain = found.chain
     reason = f"finishes what was interrupted ({unfinished.begun})"
+    if found.at_work is not None:
+        reason = f"another virt-chain is doing this since {unfinished.begun}"
     steps = [
         PlannedStep(step, chain, chain, reason, group=0)
         for step in unfinished.steps
@@ -246,6 +249,8 @@ def _finish(empty: DiskPlan, found: Look, unfinished: Unfinished) -> DiskPlan:
     ]
     gone = ", ".join(sorted(short_name(path) for path in overwritten(found)))
     notes = ["after that, the rest is planned anew"]
+    if found.at_work is not None:
+        notes.insert(0, f"{found.at_work} is working on this disk now")
     if gone:
         notes.append(f"{gone}: overwritten by the merge that had begun; no restore point any more")
     return replace(empty, steps=(*steps, *removals), notes=tuple(notes))

@@ -63,6 +63,7 @@ class StateFolder:
 
     folder: Path
     _held: _HeldFolders = field(default_factory=lambda: _HeldFolders())
+    _own: set[tuple[str, str]] = field(default_factory=set)
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
@@ -120,7 +121,17 @@ class StateFolder:
     def locked(self, domain: str, target: str, wait: Waiting) -> Iterator[Session]:
         """The session of a disk: nobody else works on it meanwhile."""
         with wait(self.disk_lock_file(domain, target), f"{domain}:{target}"):
-            yield Session(self, domain, target, self.disk(domain, target))
+            self._own.add((domain, target))
+            try:
+                yield Session(self, domain, target, self.disk(domain, target))
+            finally:
+                self._own.discard((domain, target))
+
+    def at_work(self, domain: str, target: str) -> str | None:
+        """Which other virt-chain works on a disk at this moment, in words; None: none."""
+        if (domain, target) in self._own:
+            return None
+        return files.holder(self._lock(f"{file_name(domain)}:{file_name(target)}"))
 
     @contextmanager
     def folders_locked(self, folders: Iterable[Path], wait: Waiting) -> Iterator[None]:
@@ -177,13 +188,16 @@ class StateFolder:
     def lock_file(self, name: str) -> Path:
         """An existing file below the folder, which only its owner can open and lock."""
         self._make_folder()
-        path = self.folder / "locks" / name
+        path = self._lock(name)
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             path.touch(mode=0o600)
         except OSError as error:
             raise StateError(f"{path} cannot be created: {error.strerror}") from error
         return path
+
+    def _lock(self, name: str) -> Path:
+        return self.folder / "locks" / name
 
     def _make_folder(self) -> None:
         try:

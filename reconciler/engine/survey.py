@@ -88,15 +88,17 @@ class Survey:
             overlays = self._overlays(trees.values())
         for label in chosen:
             trees[label] = self._in_use(trees[label], overlays)
+        in_flight = self._in_flight()
         return Forest.of(
             trees,
             overlays,
             self.domain_files,
             self._folders(trees[label] for label in chosen),
-            self._in_flight(),
+            in_flight,
             self.spec.host,
             self._second_names(trees.values()),
             self._silent(trees.values()),
+            self._at_work(in_flight),
         )
 
     def renewed(self, disk: DesiredDisk, forest: Forest) -> Forest:
@@ -123,12 +125,16 @@ class Survey:
             there = now.lookups.identity(str(path))
             return path in names or any(now.lookups.identity(str(one)) == there for one in names)
 
+        in_flight = now._still_in_flight(tree, forest)
+        if tree.state.unfinished is not None:
+            in_flight |= {path: [disk.label] for path in tree.state.unfinished.written}
         return replace(
             forest,
             trees=ChainMap({disk.label: now._in_use(tree, overlays)}, dict(forest.trees)),
             overlays=overlays,
             folders=now._folders([tree]),
-            in_flight=now._still_in_flight(tree, forest),
+            in_flight=in_flight,
+            at_work=now._at_work(in_flight),
             uses=uses,
         )
 
@@ -194,7 +200,7 @@ class Survey:
         except ReconcilerError as error:
             return str(error)
 
-    def _still_in_flight(self, tree: Tree, forest: Forest) -> Mapping[Path, Sequence[str]]:
+    def _still_in_flight(self, tree: Tree, forest: Forest) -> dict[Path, Sequence[str]]:
         """Those of the images of *tree* that steps of another disk in *forest* still write."""
         found: dict[Path, Sequence[str]] = {}
         for path in (*tree.chain.paths, *(wanted.path for wanted in tree.wanted)):
@@ -204,6 +210,14 @@ class Survey:
                 if unfinished and path in unfinished.written:
                     found[path] = (*found.get(path, ()), label)
         return found
+
+    def _at_work(self, in_flight: Mapping[Path, Sequence[str]] | str) -> dict[str, str]:
+        """Disks whose steps in flight another virt-chain is doing now, and which one."""
+        flying = {} if isinstance(in_flight, str) else in_flight
+        labels = {label for some in flying.values() for label in some}
+        split = {label: label.rpartition(":") for label in labels}
+        found = {label: self.states.at_work(one[0], one[2]) for label, one in split.items()}
+        return {label: who for label, who in found.items() if who is not None}
 
     # One disk
 

@@ -38,6 +38,7 @@ class Look:
         job: A block job that runs on the disk.
         lost: Why libvirt must not be asked to change the disk while the guest runs.
         silent: Connections that do not answer and have disks beside its images, and where.
+        at_work: Which other virt-chain is doing the steps in flight, in words.
     """
 
     desired: DesiredDisk
@@ -56,6 +57,7 @@ class Look:
     job: Job | None = None
     lost: str | None = None
     silent: Mapping[str, Path] = field(default_factory=dict)
+    at_work: str | None = None
 
     @property
     def resumed(self) -> Unfinished | None:
@@ -72,10 +74,11 @@ def look_at(label: str, forest: Forest) -> Look:
     error = tree.error or forest.interrupted_by(tree) or _no_folder(tree, forest)
     error = error or forest.data_file_in(tree)
     if error is not None:
-        return _look(tree, None, error)
-    found = _look(tree, _task(tree, forest), None, forest.claimed(tree))
-    silent = forest.silent_beside(tree)
-    return replace(found, silent=silent) if silent else found
+        found = _look(tree, None, error)
+    else:
+        found = _look(tree, _task(tree, forest), None, forest.claimed(tree))
+    silent, at_work = forest.silent_beside(tree), forest.at_work.get(label)
+    return replace(found, silent=silent, at_work=at_work) if silent or at_work else found
 
 
 def _look(

@@ -219,6 +219,21 @@ def locked_within(
         yield
 
 
+def holder(path: Path) -> str | None:
+    """Who holds the lock on the file *path*, in words; None: nobody, or nobody can tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(os.fstat(descriptor).st_ino)
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _holder(inode: int) -> str:
     """
     Who holds the lock on the file *inode*, in words.

@@ -362,6 +362,37 @@ def test_who_holds_the_lock_is_told(disk: Disk, slow: subprocess.Popen[str]) -> 
     assert time.monotonic() - began < 60
 
 
+def test_what_another_apply_is_doing_was_not_interrupted(
+    disk: Disk, slow: subprocess.Popen[str]
+) -> None:
+    words: list[str | Path] = ["--state-dir", disk.state, disk.spec_file]
+    plan = process("plan", *words)
+    adopt = process("adopt", "vm:vda", "x.qcow2", "-y", "--spec", disk.spec_file, *words[:2])
+    second = process("apply", "-y", "--lock-timeout", "60", *words)
+    first = slow.wait(60)
+
+    who = f"pid {slow.pid} of uid {os.geteuid()} on this host) is working on"
+    assert (plan.code, plan.out.count("another virt-chain is doing this")) == (0, 3), plan
+    assert f"{who} this disk now" in plan.out
+    assert "interrupted" not in plan.out + adopt.err + second.out + second.err
+    assert (adopt.code, adopt.err.count(f"{who} vm:vda; wait for it")) == (1, 1)
+    assert (first, second.code) == (0, 0), second
+    assert second.out.endswith("Nothing to do: 1 disk is as the spec says.\n")
+    assert_done(disk, "b <- p <- x", current="x", gone=["q", "r"])
+
+
+def test_a_disk_that_waits_for_the_images_of_another_apply_is_told_who_that_is(
+    disk: Disk, slow: subprocess.Popen[str]
+) -> None:
+    other = disk.root / "other.toml"
+    other.write_text(disk.spec_file.read_text().replace('"vm"', "twin"))
+    plan = process("plan", "--state-dir", disk.state, other)
+
+    assert plan.code == 1
+    assert f"pid {slow.pid}" in plan.out
+    assert "interrupted" not in plan.out
+
+
 # Privileges
 
 
