@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,11 +62,14 @@ class Texts:
 
     Attributes:
         files: Each file by its path with links resolved, as the user wrote it.
+        alone: What holds those that are *locked*, until they are written.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
     before: dict[Path, str] = field(default_factory=dict)
     after: dict[Path, str] = field(default_factory=dict)
+    alone: ExitStack = field(default_factory=ExitStack)
+    locked: set[Path] = field(default_factory=set)
 
     def of(self, disk: DesiredDisk) -> str:
         """The text that defines *disk*, with the edits so far."""
@@ -92,11 +96,12 @@ class Texts:
             if text == self.before[file]:
                 continue
             try:
-                specfile.replace_text(file, self.before[file], text)
+                specfile.replace_text(file, self.before[file], text, held=file in self.locked)
             except Mistake as error:
                 self._take_back(written, error)
                 raise
             written.append(file)
+        self.alone.close()
 
     def _take_back(self, written: Sequence[Path], error: Mistake) -> None:
         """Let the files *written* say again what they did, as another one cannot be written."""
@@ -119,64 +124,89 @@ class Texts:
         typer.echo()
 
 
+Editing = Callable[[Spec, Sequence[DesiredDisk], Texts], Sequence[DesiredDisk]]
+"""Edits the texts of some disks, and returns those that it has edited."""
+
+
 def snapshot(act: Act, name: str | None) -> bool:
     """Add one overlay on top of each disk; True where the disks are as the new spec says."""
-    spec = _load(act, {})
-    disks = disks_named(spec, act.where)
-    texts = Texts()
-    for disk, new in zip(disks, _new_names(spec, disks, name), strict=True):
-        text = edit.add_overlay(
-            texts.of(disk), disk.domain, disk.target, new, image_format=_format(disk)
-        )
-        texts.put(disk, text)
-    return _done(act, disks, texts)
+
+    def edited(spec: Spec, disks: Sequence[DesiredDisk], texts: Texts) -> Sequence[DesiredDisk]:
+        for disk, new in zip(disks, _new_names(spec, disks, name), strict=True):
+            text = edit.add_overlay(
+                texts.of(disk), disk.domain, disk.target, new, image_format=_format(disk)
+            )
+            texts.put(disk, text)
+        return disks
+
+    return _edited(act, edited)
 
 
 def drop(act: Act, images: Sequence[str]) -> bool:
     """Take *images* out of the chains of the disks; True where that is done."""
-    spec = _load(act, {})
-    disks = disks_named(spec, act.where)
-    gone: dict[str, set[str]] = {disk.label: set() for disk in disks}
-    for image in images:
-        found = [(disk, entry) for disk in disks if (entry := _entry(disk, image)) is not None]
-        if not found:
-            raise _unknown(disks, image)
-        for disk, entry in found:
-            _droppable(spec, disk, entry)
-            gone[disk.label].add(entry.name)
-    texts = Texts()
-    chosen = [disk for disk in disks if gone[disk.label]]
-    tops = [disk for disk in chosen if disk.chain[-1].name in gone[disk.label]]
-    if tops:
-        _remember(spec, act.states, look(spec, act.states, tops))
-    for disk in chosen:
-        text = edit.drop_images(texts.of(disk), disk.domain, disk.target, gone[disk.label])
-        texts.put(disk, text)
-    return _done(act, chosen, texts)
+
+    def edited(spec: Spec, disks: Sequence[DesiredDisk], texts: Texts) -> Sequence[DesiredDisk]:
+        gone: dict[str, set[str]] = {disk.label: set() for disk in disks}
+        for image in images:
+            found = [(disk, entry) for disk in disks if (entry := _entry(disk, image)) is not None]
+            if not found:
+                raise _unknown(disks, image)
+            for disk, entry in found:
+                _droppable(spec, disk, entry)
+                gone[disk.label].add(entry.name)
+        chosen = [disk for disk in disks if gone[disk.label]]
+        tops = [disk for disk in chosen if disk.chain[-1].name in gone[disk.label]]
+        if tops:
+            _remember(spec, act.states, look(spec, act.states, tops))
+        for disk in chosen:
+            text = edit.drop_images(texts.of(disk), disk.domain, disk.target, gone[disk.label])
+            texts.put(disk, text)
+        return chosen
+
+    return _edited(act, edited)
 
 
 def roll_back(act: Act, image: str) -> bool:
     """Let each disk go on from *image* in a new overlay; True where that is done."""
-    spec = _load(act, {})
-    disks = disks_named(spec, act.where)
-    points = [_restore_point(disk, image, disks) for disk in disks]
-    looks = look(spec, act.states, disks)
-    _remember(spec, act.states, looks)
-    texts = Texts()
-    for found, to, new in zip(looks, points, _new_names(spec, disks, None), strict=True):
-        disk = found.desired
-        _require_observed(found, to)
-        text = edit.roll_back(
-            texts.of(disk),
-            disk.domain,
-            disk.target,
-            to=to.name,
-            name=new,
-            discard=_above(found, to),
-            image_format=_format(disk),
-        )
-        texts.put(disk, text)
-    return _done(act, disks, texts)
+
+    def edited(spec: Spec, disks: Sequence[DesiredDisk], texts: Texts) -> Sequence[DesiredDisk]:
+        points = [_restore_point(disk, image, disks) for disk in disks]
+        looks = look(spec, act.states, disks)
+        _remember(spec, act.states, looks)
+        for found, to, new in zip(looks, points, _new_names(spec, disks, None), strict=True):
+            disk = found.desired
+            _require_observed(found, to)
+            text = edit.roll_back(
+                texts.of(disk),
+                disk.domain,
+                disk.target,
+                to=to.name,
+                name=new,
+                discard=_above(found, to),
+                image_format=_format(disk),
+            )
+            texts.put(disk, text)
+        return disks
+
+    return _edited(act, edited)
+
+
+def _edited(act: Act, edited: Editing) -> bool:
+    """
+    Let *edited* edit the spec for the disks that it returns; then do as *act* says.
+
+    Where nobody is asked, the files are this act's alone from the text that is edited until
+    the text that is written: of two acts at one time the second edits what the first wrote.
+    Who is asked may take an hour, and keeps nobody waiting.
+    """
+    disks = disks_named(spec := _load(act, {}), act.where)
+    with ExitStack() as alone:
+        texts = Texts(alone=alone)
+        if act.yes or not act.apply:
+            texts.locked.update(Path(os.path.realpath(disk.where.file)) for disk in disks)
+            alone.enter_context(specfile.alone(texts.locked))
+            disks = disks_named(spec := _load(act, {}), act.where)
+        return _done(act, edited(spec, disks, texts), texts)
 
 
 def _require_observed(found: Look, to: Entry) -> None:

@@ -3,23 +3,46 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from reconciler.model.errors import Busy, Mistake
 from reconciler.model.image import Identity
 from reconciler.tools import files, images
 
-PATIENCE = 10.0
-"""Seconds to wait for another edit of the same file; one takes milliseconds."""
+PATIENCE = 60.0
+"""Seconds to wait for other edits of the same file; each may plan before it is written."""
 
 
-def replace_text(path: Path, before: str, after: str) -> None:
+@contextmanager
+def alone(paths: Iterable[Path]) -> Iterator[None]:
+    """
+    Nobody else edits the files *paths* meanwhile; a later edit waits, and is made of the result.
+
+    Raises:
+        Mistake: Somebody else still edits one after `PATIENCE`, or it cannot be opened.
+    """
+    with ExitStack() as held:
+        for path in sorted({images.real(path) for path in paths}):
+            try:
+                held.enter_context(files.alone_in(path, PATIENCE))
+            except Busy as error:
+                raise Mistake(f"{path} is being edited: {error}; nothing was done") from error
+            except OSError as error:
+                raise Mistake(f"{path} cannot be edited: {error.strerror}") from error
+        yield
+
+
+def replace_text(path: Path, before: str, after: str, *, held: bool = False) -> None:
     """
     Let the file *path* say *after*, durably, with its owner and mode; links are followed.
 
     Of two edits at one time the second waits, and is refused: it was made of
     a text that is no longer there.
+
+    Args:
+        held: It is edited inside `alone`.
 
     Raises:
         Mistake: It no longer says *before*, or cannot be written.
@@ -27,10 +50,13 @@ def replace_text(path: Path, before: str, after: str) -> None:
     target = images.real(path)
     temporary = _temporary(target)
     try:
-        with files.alone_in(target, PATIENCE):
+        with nullcontext() if held else files.alone_in(target, PATIENCE):
             try:
                 if target.read_bytes() != before.encode():
-                    raise Mistake(f"{path} was edited by somebody else meanwhile; nothing was done")
+                    raise Mistake(
+                        f"{path} was edited by somebody else meanwhile; nothing was done: run "
+                        "the same command again"
+                    )
                 files.write(temporary, after)
                 files.take_manners(temporary, target)
                 files.sync(temporary)

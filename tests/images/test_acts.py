@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.images.cases import B, P, Q, X
-from tests.images.disks import Disk, Outcome, assert_quiet, command, folder_facts, process, write
+from tests.images.disks import (
+    EXECUTABLE,
+    Disk,
+    Outcome,
+    assert_quiet,
+    command,
+    folder_facts,
+    process,
+    write,
+)
 
 TIME = r"\d{8}T\d{6}"
 
@@ -350,6 +362,55 @@ def test_a_link_is_followed_and_mode_and_owner_stay(vm: Disk) -> None:
     assert '"mon.qcow2"' in real.read_text()
     assert real.stat().st_mode & 0o777 == 0o640
     assert (real.stat().st_uid, real.stat().st_gid) == owner
+
+
+def test_snapshots_of_domains_of_one_file_at_one_time_are_all_taken(disk: Disk) -> None:
+    domains = [f"d{number}" for number in range(4)]
+    text = f"version = 1\ndefaults.directory = {str(disk.images)!r}\n"
+    for name in domains:
+        disk.add(name, B)
+        text += f"[domains.{name}.disks.vda]\nchain = ['{name}.qcow2']\n"
+    disk.spec_file.write_text(text)
+    words = ["--spec", disk.spec_file, "--state-dir", disk.state]
+    acts = [
+        subprocess.Popen(
+            [EXECUTABLE, "snapshot", name, f"{name}-mon", "-y", *words],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in domains
+    ]
+    said = [one.communicate(timeout=120)[1] for one in acts]
+
+    assert [one.returncode for one in acts] == [0] * 4, said
+    for name in domains:
+        assert f"{name}-mon.qcow2" in disk.spec_file.read_text()
+        assert disk.stack(f"{name}-mon") == f"{name} <- {name}-mon"
+    assert_quiet(disk)
+
+
+def test_an_act_edits_the_spec_as_it_is_once_the_lock_is_free(vm: Disk) -> None:
+    """Without --yes or --no-apply nobody would wait for a person who is asked."""
+    words = ["snapshot", "vm", "mon", "-y"]
+    with vm.spec_file.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        act_ = subprocess.Popen(
+            [EXECUTABLE, *words, "--spec", vm.spec_file, "--state-dir", vm.state],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(1.5)
+        waited = act_.poll() is None
+        text = vm.spec_file.read_text()
+        vm.spec_file.write_text(text.replace("# fresh", "# edited meanwhile"))
+    said, _ = act_.communicate(timeout=60)
+
+    assert waited
+    assert act_.returncode == 0, said
+    assert "# edited meanwhile" in vm.spec_file.read_text()
+    assert '"mon.qcow2"' in vm.spec_file.read_text()
 
 
 def test_an_overlay_lies_beside_the_active_image(disk: Disk) -> None:
