@@ -73,7 +73,15 @@ def consider(
     if active is None:
         raise Mistake(f"{disk.label} has no image yet; virt-chain apply creates it")
     unfinished = tree.state.unfinished
-    if unfinished is not None and tree.error is None and not tree.replaced:
+    newer = forest.newer(tree)
+    if unfinished is not None and active.path in newer:
+        unfinished = None  # all that the guest had is below it, merged or not
+    elif unfinished is not None and tree.error is None and not tree.replaced:
+        if newer:
+            raise Refused(
+                f"{disk.label} has interrupted steps, and {newer[-1].name} stands on it",
+                f"go on from there with: virt-chain adopt {disk.label} {newer[-1]}",
+            )
         if not tree.changes or active.path != known:
             raise Refused(
                 f"{disk.label} has interrupted steps, and all their images are there",

@@ -207,6 +207,30 @@ class Forest:
         overlays, own = self.overlays.ordered(active.identity), tree.own
         return tuple(one for one in overlays if str(one) not in own and one not in self.listed)
 
+    def newer(self, tree: Tree) -> tuple[Path, ...]:
+        """
+        With steps in flight: the highest overlays on the active image of *tree*; none else.
+
+        Those that the steps make, and those of other disks, are none.
+        """
+        active, unfinished = tree.chain.active, tree.state.unfinished
+        if active is None or unfinished is None or active.path in self.templates:
+            return ()
+        ours = tree.own | set(map(str, unfinished.written))
+        seen, left = {active.identity}, [active.identity]
+        highest: list[Path] = []
+        while left:
+            for name, who in self.overlays.directly_on(left.pop()):
+                path = Path(name)
+                others = any(self._listing([path], tree.desired.label))
+                if name in ours or others or who in seen:
+                    continue
+                seen.add(who)
+                left.append(who)
+                if not self.overlays.of(who):
+                    highest.append(path)
+        return tuple(sorted(highest))
+
     def taken(self, tree: Tree) -> frozenset[Path]:
         """Second names of the chain's images that somebody else's header, spec or domain has."""
         second = [image.second for image in tree.chain if image.second]

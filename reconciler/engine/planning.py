@@ -217,13 +217,27 @@ def _still_ours(found: Look, unfinished: Unfinished) -> None:
             "put the original file back and apply again, or keep what is there and give the "
             f"merge up with: virt-chain adopt {found.desired.label}",
         )
+    if found.newer:
+        names = " and ".join(path.name for path in found.newer)
+        raise Refused(
+            f"what is remembered of {found.desired.label} ends with {found.chain.active} and a "
+            f"merge that was interrupted ({unfinished.begun}), and {names} stands on it: the "
+            "state file is older than the images, or somebody has made an overlay since",
+            f"if the guest's data ends in {found.newer[-1].name}, give the merge up and go on "
+            f"from there with: virt-chain adopt {found.desired.label} {found.newer[-1]}",
+        )
     for path in unfinished.written:
-        if path in found.task.templates or found.task.users.get(path):
-            who = ", ".join(found.task.users.get(path, ())) or "the spec calls it a template and"
+        merging = f"{path} is in the middle of a merge that was interrupted ({unfinished.begun})"
+        if users := found.task.users.get(path):
             raise Refused(
-                f"{path} is in the middle of a merge that was interrupted ({unfinished.begun}), "
-                f"and {who} stands on it now",
-                f"take {path.name} away from there, then apply again",
+                f"{merging}, and {', '.join(users)} stands on it now",
+                f"remove or rebase that overlay (qemu-img rebase), or take {path.name} out of the "
+                "other disk's spec, then apply again",
+            )
+        if path in found.task.templates:
+            raise Refused(
+                f"{merging}, and the spec calls it a template",
+                'take "template = true" off it, then apply again',
             )
 
 

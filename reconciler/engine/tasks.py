@@ -39,6 +39,8 @@ class Look:
         lost: Why libvirt must not be asked to change the disk while the guest runs.
         silent: Connections that do not answer and have disks beside its images, and where.
         at_work: Which other virt-chain is doing the steps in flight, in words.
+        newer: With steps in flight: the overlays on top of what is remembered as the active
+            image, that nothing stands on; empty: that one is the highest.
     """
 
     desired: DesiredDisk
@@ -58,6 +60,7 @@ class Look:
     lost: str | None = None
     silent: Mapping[str, Path] = field(default_factory=dict)
     at_work: str | None = None
+    newer: tuple[Path, ...] = ()
 
     @property
     def resumed(self) -> Unfinished | None:
@@ -77,8 +80,14 @@ def look_at(label: str, forest: Forest) -> Look:
         found = _look(tree, None, error)
     else:
         found = _look(tree, _task(tree, forest), None, forest.claimed(tree))
-    silent, at_work = forest.silent_beside(tree), forest.at_work.get(label)
-    return replace(found, silent=silent, at_work=at_work) if silent or at_work else found
+    silent, at_work, newer = (
+        forest.silent_beside(tree),
+        forest.at_work.get(label),
+        forest.newer(tree),
+    )
+    if silent or at_work or newer:
+        found = replace(found, silent=silent, at_work=at_work, newer=newer)
+    return found
 
 
 def _look(

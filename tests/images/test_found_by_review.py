@@ -174,7 +174,8 @@ def test_steps_that_may_have_begun_are_not_done_to_an_image_with_a_new_clone(fol
     clone = view(folder / "clone.qcow2")
 
     assert apply() == 1
-    assert "take p.qcow2 away from there, then apply again" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "clone.qcow2 stands on it now; remove or rebase that overlay" in out
     assert view(folder / "clone.qcow2") == clone
     (folder / "clone.qcow2").unlink()
     assert apply() == 0

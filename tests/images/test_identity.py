@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli import adopting
-from tests.images.disks import Disk, Outcome, command, process, tool, view, write
+from tests.images.disks import Disk, Outcome, assert_quiet, command, process, tool, view, write
 
 
 def run(disk: Disk, *words: str | Path) -> Outcome:
@@ -298,6 +298,50 @@ def test_a_merge_that_was_interrupted_is_not_given_up_by_naming_an_image(
         assert "virt-chain apply finishes them" in adopted.err
 
     assert three.apply().code == 0
+    assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_state_file_that_is_older_than_the_images_is_brought_up_to_date(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state directory comes back from a backup that was made in the middle of an apply."""
+    interrupted(three, monkeypatch, "check")
+    shutil.copytree(three.state, three.root / "backup")
+    assert three.apply().code == 0
+    three.spec("b <- x <- y")
+    assert three.apply().code == 0
+    write(three.path("y"), "256k:- 64k:Y 192k:-")
+    current = view(three.path("y"))
+    shutil.rmtree(three.state)
+    (three.root / "backup").rename(three.state)
+
+    command_ = f"virt-chain adopt vm:vda {three.path('y')}"
+    adopt = ["adopt", "vm:vda", "-y", "--spec", three.spec_file]
+    for told in (three.apply().out, run(three, *adopt).err):
+        assert "y.qcow2 stands on it" in " ".join(told.split())
+        assert command_ in told
+    assert run(three, "adopt", *command_.split()[2:], *adopt[2:]).code == 0
+    assert three.apply().code == 0
+    assert_quiet(three)
+    assert three.stack("y") == "b <- x <- y"
+    assert view(three.path("y")) == current
+    assert view(three.path("x")) == three.golden["x"]
+
+
+def test_a_merge_in_flight_is_given_up_below_an_overlay_that_was_made_since(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the merge has done so far, its overlay reads as before."""
+    interrupted(three, monkeypatch, "check")
+    three.add("y", "256k:- 64k:Y 192k:-", on="x")
+    current = view(three.path("y"))
+    adopt = ["adopt", "vm:vda", three.path("y"), "-y", "--spec", three.spec_file]
+    three.spec("b <- x <- y")
+
+    assert f"virt-chain adopt vm:vda {three.path('y')}" in three.apply().out
+    assert run(three, *adopt).code == 0
+    assert three.apply().code == 0
+    assert view(three.path("y")) == current
     assert view(three.path("x")) == three.golden["x"]
 
 
