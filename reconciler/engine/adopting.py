@@ -17,7 +17,7 @@ from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
 from reconciler.model.desired import DesiredDisk, Spec
-from reconciler.model.errors import Busy, Mistake, Refused, StaleChain
+from reconciler.model.errors import Busy, Mistake, ObserveError, Refused, StaleChain
 from reconciler.model.image import Chain
 from reconciler.tools import files, images
 from reconciler.tools.lookups import Lookups
@@ -68,7 +68,11 @@ def consider(
             raise Refused(tree.error, f"name its image: virt-chain adopt {disk.label} IMAGE")
         chain = tree.chain
     else:
-        chain = images.walk(image, tree.trust)
+        try:
+            chain = images.walk(image, tree.trust)
+        except images.BackingMissing as error:
+            place = survey.moved(error.missing, tree.listed)
+            raise ObserveError(error.told(place)) from error
     active = chain.active
     if active is None:
         raise Mistake(f"{disk.label} has no image yet; virt-chain apply creates it")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from reconciler.model.image import FileId
 from reconciler.model.steps import Commit, Step, touched
@@ -133,6 +135,52 @@ def paths_in(state: DiskState) -> tuple[Path, ...]:
     links = [link.image for link in unfinished.links]
     values = [getattr(step, key) for step in unfinished.steps for key in step.__slots__]
     return (*left, *links, *(value for value in values if isinstance(value, Path)))
+
+
+def resolved(state: DiskState, real: Callable[[str], str]) -> DiskState:
+    """
+    *state* where each image is known by the folder that it lies in now.
+
+    A folder that was moved, with a link left in its place, has the same images.
+
+    Args:
+        real: A folder's path with links resolved.
+    """
+    steps = state.unfinished.steps if state.unfinished else ()
+    ends = (*state.names.values(), *filter(None, (state.active, state.given_up)))
+    paths = (*paths_in(state), *state.images, *state.names, *ends)
+    folders = {folder: real(folder) for folder in {os.path.dirname(path) for path in paths}}
+    if all(folder == there for folder, there in folders.items()):
+        return state
+
+    def moved(path: Path) -> Path:
+        folder, name = os.path.split(path)
+        return Path(folders[folder], name) if folder in folders else path
+
+    def step_moved(step: Step) -> Step:
+        values = {key: getattr(step, key) for key in step.__slots__}
+        changed: Any = {k: moved(v) for k, v in values.items() if isinstance(v, Path)}
+        return replace(step, **changed)
+
+    def left(some: Iterable[Leftover]) -> tuple[Leftover, ...]:
+        return tuple(replace(one, path=moved(one.path)) for one in some)
+
+    unfinished = state.unfinished and replace(
+        state.unfinished,
+        steps=tuple(map(step_moved, steps)),
+        remove=left(state.unfinished.remove),
+        links=tuple(replace(one, image=moved(one.image)) for one in state.unfinished.links),
+        pivots={moved(path): who for path, who in state.unfinished.pivots.items()},
+    )
+    return replace(
+        state,
+        active=state.active and moved(state.active),
+        unfinished=unfinished,
+        leftovers=left(state.leftovers),
+        names={moved(one): moved(other) for one, other in state.names.items()},
+        images={moved(path): who for path, who in state.images.items()},
+        given_up=state.given_up and moved(state.given_up),
+    )
 
 
 def begun(state: DiskState, unfinished: Unfinished) -> DiskState:

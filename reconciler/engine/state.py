@@ -20,7 +20,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
 
-from reconciler.engine.disk_state import DiskState
+from reconciler.engine.disk_state import DiskState, resolved
 from reconciler.engine.state_text import Stored, dump_text, load_text
 from reconciler.model.errors import StateError
 from reconciler.tools import files
@@ -76,8 +76,9 @@ class StateFolder:
         Raises:
             StateError: The file is there and cannot be read.
         """
-        stored = _read(os.fspath(self.path(domain)), lookups or Lookups())
-        return stored.disks.get(target, DiskState())
+        lookups = lookups or Lookups()
+        stored = _read(os.fspath(self.path(domain)), lookups)
+        return resolved(stored.disks.get(target, DiskState()), lookups.real)
 
     def in_flight(self, lookups: Lookups | None = None) -> dict[Path, tuple[str, ...]]:
         """
@@ -96,7 +97,10 @@ class StateFolder:
             if file is None or not file.mentions_steps:
                 continue
             for target, state in file.stored.disks.items():
-                for image in state.unfinished.written if state.unfinished else ():
+                if state.unfinished is None:
+                    continue
+                there = resolved(state, lookups.real).unfinished
+                for image in there.written if there else ():
                     label = f"{file.stored.domain}:{target}"
                     found[image] = (*found.get(image, ()), label)
         return found

@@ -263,11 +263,14 @@ class Survey:
             chain = images.with_names(chain, state.names, lookups)
             return replace(tree, state=state, chain=chain)
         except images.BackingMissing as error:
-            same_name = (path for path in tree.listed if path.name == error.missing.name)
-            moved = next((path for path in same_name if self._exists(path)), None)
-            return replace(tree, error=error.told(moved))
+            return replace(tree, error=error.told(self.moved(error.missing, tree.listed)))
         except ReconcilerError as error:
             return replace(tree, error=str(error))
+
+    def moved(self, missing: Path, listed: Iterable[Path]) -> Path | None:
+        """The listed file that has the name of the one that is *missing*; None: there is none."""
+        same_name = (path for path in listed if path.name == missing.name)
+        return next((path for path in same_name if self._exists(path)), None)
 
     def _as_libvirt_has_it(self, tree: Tree) -> Tree:
         found = self.around.disk(tree.desired)
@@ -315,6 +318,12 @@ class Survey:
         if tree.state.given_up == path:
             return None
         label = tree.desired.label
+        if (place := self.moved(path, tree.listed)) is not None:
+            raise Refused(
+                f"{path} is missing, and {who} names it as the active image of {label}",
+                f"is its folder mounted? If the images were moved, go on from {place} with: "
+                f"virt-chain adopt {label} {place}",
+            )
         below = next((e.name for e in reversed(tree.desired.chain) if self._exists(e.path)), None)
         rest = (
             f"go on from {below} with: virt-chain adopt {label} {below}"

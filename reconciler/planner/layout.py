@@ -151,6 +151,13 @@ def _outside(task: Task, chain: Chain) -> Chain:
     top = task.wanted[last]
     there = task.outside[top.path]
     if last == len(task.wanted) - 1:
+        if len(chain) and chain.images[-1].path.name == top.path.name:
+            raise Refused(
+                f"{top.path} exists, and the active image of {task.label} is another file of that "
+                f"name, {chain.images[-1].path}",
+                "if the images were moved or copied, and the guest uses the listed one now, run: "
+                f"virt-chain adopt {task.label} {top.path}",
+            )
         raise Refused(
             f"{top.name} exists and is not in the observed chain {chain}: the current state "
             "cannot end in a foreign image",

@@ -38,12 +38,18 @@ def doubts(task: Task, layout: Layout) -> tuple[str, ...]:
     names = ", ".join(wanted.name for wanted in missing)
     lost = tuple(image for image in task.chain if image.path in points.dropped)
     cost = f"restore points that would go: {describe(lost)}" if lost else "they would be new"
-    said = "; ".join(f"{name}: did you mean {image.path.name}?" for name, image in meant)
+    said = "; ".join(_did_you_mean(wanted, image) for wanted, image in meant)
     return (f"ARE THESE NAMES RIGHT? {names} do not exist; {cost}" + (f"; {said}" if said else ""),)
 
 
-def _meant(missing: list[Wanted], gone: tuple[Image, ...]) -> Iterator[tuple[str, Image]]:
-    """Each name that looks like that of an image which goes, in the order of the chain."""
+def _did_you_mean(wanted: Wanted, image: Image) -> str:
+    if wanted.path.name == image.path.name:  # the folder is another one
+        return f"{wanted.path}: did you mean {image.path}?"
+    return f"{wanted.name}: did you mean {image.path.name}?"
+
+
+def _meant(missing: list[Wanted], gone: tuple[Image, ...]) -> Iterator[tuple[Wanted, Image]]:
+    """Each image whose name looks like that of an image which goes, in the order of the chain."""
     rest = list(gone)
     for wanted in missing:
         names = [image.path.name for image in rest]
@@ -53,5 +59,5 @@ def _meant(missing: list[Wanted], gone: tuple[Image, ...]) -> Iterator[tuple[str
             # what all names have in common says nothing
             one, other = wanted.path.stem, image.path.stem
             if difflib.SequenceMatcher(None, one, other).ratio() >= ALIKE:
-                yield wanted.name, image
+                yield wanted, image
                 del rest[: names.index(name) + 1]

@@ -259,6 +259,66 @@ def test_a_base_that_was_moved_is_found_where_the_spec_lists_it(three: Disk) -> 
     assert view(three.path("x")) == three.golden["x"]
 
 
+def test_a_merge_goes_on_in_a_folder_that_was_moved_and_left_a_link(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(three, monkeypatch, "check")
+    elsewhere = three.root / "elsewhere"
+    three.images.rename(elsewhere)
+    three.images.symlink_to(elsewhere)
+    other = three.root / "other.toml"
+    other.write_text(three.spec_file.read_text().replace('"vm"', "twin"))
+    twin = run(three, "plan", other)
+    assert (twin.code, "is being merged by vm:vda, which was interrupted" in twin.out) == (1, True)
+    assert "finishes what was interrupted" in run(three, "plan", three.spec_file).out
+    assert three.apply().code == 0
+    assert_quiet(three)
+    assert three.stack("x") == "b <- x"
+    assert view(three.path("x")) == three.golden["x"]
+
+
+@pytest.mark.parametrize("style", ["relative", "absolute"])
+def test_images_that_were_moved_are_found_by_following_what_is_said(disk: Disk, style: str) -> None:
+    disk.add("b", "512k:A")
+    disk.add("p", "64k:P 448k:-", on="b", style=style)
+    disk.add("x", "64k:- 64k:X 384k:-", on="p", style=style)
+    applied(disk)
+    elsewhere = disk.root / "elsewhere"
+    disk.images.rename(elsewhere)
+    disk.spec_file.write_text(disk.spec_file.read_text().replace("/images", "/elsewhere"))
+    error = disk.plan().error or ""
+    words = error.partition("go on from ")[2].partition("virt-chain ")[2].split()
+
+    assert words == ["adopt", "vm:vda", f"{elsewhere}/x.qcow2"], error
+    for _ in range(3 if style == "absolute" else 1):
+        adopted = run(disk, *words, "-y", "--spec", disk.spec_file)
+        if relink := adopted.err.partition("relink it: ")[2]:
+            tool(*relink.split())
+    assert adopted.code == 0, adopted
+    assert disk.apply().code == 0
+    assert view(elsewhere / "x.qcow2") == disk.golden["x"]
+
+
+def test_a_copy_of_the_images_is_told_from_the_images(three: Disk) -> None:
+    copy = three.root / "copy"
+    shutil.copytree(three.images, copy)
+    three.spec_file.write_text(three.spec_file.read_text().replace("/images", "/copy"))
+    error = three.plan().error or ""
+
+    assert error.startswith(
+        f"{copy}/x.qcow2 exists, and the active image of vm:vda is another file of that name, "
+        f"{three.path('x')}"
+    )
+    assert error.endswith(f"virt-chain adopt vm:vda {copy}/x.qcow2")
+    assert run(three, *error.split()[-3:], "-y", "--spec", three.spec_file).code == 0
+    assert three.apply().code == 0
+    for file in copy.iterdir():
+        file.unlink()
+    three.spec_file.write_text(three.spec_file.read_text().replace("/copy", "/images"))
+    shutil.rmtree(three.state)
+    assert three.apply().code == 0
+
+
 def test_a_change_that_a_snapshot_stands_on_is_not_forgotten(three: Disk) -> None:
     """A watch that takes a snapshot every night is no person who has checked anything."""
     write(three.path("p"), "64k:- 64k:W")
