@@ -39,6 +39,7 @@ class Tree:
         untouched: Steps in flight have written nothing yet.
         replaced: Images that steps in flight work on, and that are other files by now.
         changes: What was changed from outside below the active image, in sentences.
+        changed: Those images.
         busy: Another program has an image open for writing that it must not have.
         lost: Why libvirt must not be asked to change the disk while the guest runs.
     """
@@ -58,6 +59,7 @@ class Tree:
     untouched: bool = False
     replaced: tuple[Path, ...] = ()
     changes: tuple[str, ...] = ()
+    changed: frozenset[Path] = frozenset()
     busy: bool = False
     lost: str | None = None
     error: str | None = None

@@ -25,11 +25,12 @@ from reconciler.model.steps import (
     Remove,
     Rename,
     active_after,
+    touched,
 )
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task, View
-from reconciler.tools import files, images, qemuimg
+from reconciler.tools import files, images, qemuimg, storage_daemon
 
 AT_ONCE = os.cpu_count() or 1
 """Disks with steps that QEMU is asked about at the same time."""
@@ -145,7 +146,8 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     images.require_confirmed(found.chain)  # QEMU reads it before anything is changed
     plan = make_plan(task, {path: _view_of(path, task) for path in paths})
     require_room_for_names(plan.steps)
-    if not all(isinstance(one.step, Create) for one in plan.steps):
+    discards = bool(plan.restore_points.discarded)
+    if discards or any(_concerns(one, found.changed) for one in plan.steps):
         _unchanged(found)
     notes = plan.notes
     if plan.steps:
@@ -157,6 +159,37 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
         notes=notes,
         warnings=empty.warnings,
     )
+
+
+def _concerns(planned: PlannedStep, changed: frozenset[Path]) -> bool:
+    """
+    True where a step copies data of a *changed* image, or of one that stands on it, or writes it.
+
+    What moves between images that stand higher up is the same, whatever lies below: whole
+    clusters are copied, none is filled up from below, and none is left out for being equal.
+    """
+    step, chain = planned.step, planned.before
+    match step:
+        case Create():
+            return False  # a snapshot may be what is needed most
+        case Pull(into, base):
+            bottom, top = base, into
+            # qemu-img rebase compares with what is below; as `Offline` chooses
+            whole = storage_daemon.available() and not chain.image(into).lazy_refcounts
+        case Commit(top, bottom):
+            whole = True
+        case Rebase():
+            return bool(changed)  # its data is compared with all that is below
+        case _:
+            return not changed.isdisjoint(touched(step))
+    below = changed.intersection(chain.paths)
+    if not below:
+        return bool(changed)
+    lowest = 0 if bottom is None else chain.index(bottom)
+    moved = chain.images[lowest : chain.index(top) + 1]
+    units = {(image.cluster_size, image.virtual_size, image.extended_l2) for image in moved}
+    alike = len(units) == 1 and not moved[0].extended_l2
+    return not (whole and alike) or any(chain.index(path) >= lowest for path in below)
 
 
 def _unchanged(found: Look) -> None:

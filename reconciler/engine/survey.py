@@ -402,6 +402,7 @@ class Survey:
             for one in tree.state.leftovers
             if (there := images.identity_at(one.path, self.lookups)) is not None
         }
+        changes = self._changes(tree)
         return replace(
             tree,
             wanted=wanted,
@@ -410,7 +411,8 @@ class Survey:
             places=places,
             untouched=tree.state.unfinished is not None and _untouched(tree.state.unfinished),
             replaced=_replaced(tree.state.unfinished) if tree.state.unfinished else (),
-            changes=self._changes(tree),
+            changes=tuple(changes.values()),
+            changed=frozenset(changes),
         )
 
     def _wanted(
@@ -437,9 +439,9 @@ class Survey:
             restore_point=entry.restore_point,
         )
 
-    def _changes(self, tree: Tree) -> tuple[str, ...]:
+    def _changes(self, tree: Tree) -> dict[Path, str]:
         """
-        What somebody else has done to images that were below the active one, in sentences.
+        What somebody else has done to each image that was below the active one, in a sentence.
 
         An image that only went off the chain is as it was: whoever merged its data upward by
         hand has changed no restore point.
@@ -449,14 +451,14 @@ class Survey:
             return ()
         concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
-        found = []
+        found = {}
         for path, known in tree.state.images.items():
             if unfinished is not None and unfinished.rewrites(path):
                 continue  # ours; `replaced` tells of another file in its place
             if path in concerned and (what := self._change(path, known)):
                 place = ", and is the active image now" if path == active else ""
-                found.append(f"{path.name} {what}{place}")
-        return tuple(found)
+                found[path] = f"{path.name} {what}{place}"
+        return found
 
     def _change(self, path: Path, known: FileId) -> str | None:
         """

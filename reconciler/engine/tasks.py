@@ -32,6 +32,7 @@ class Look:
         untouched: Steps in flight have written nothing yet.
         replaced: Images that steps in flight work on, and that are other files by now.
         changes: What was changed from outside below the active image, in sentences.
+        changed: Those images.
         listed: The desired chain, links resolved.
         error: Why the disk cannot be planned.
         host, domain: libvirt's part of it; None where the disk has no connection.
@@ -51,6 +52,7 @@ class Look:
     error: str | None = None
     claimed: dict[Path, str] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
+    changed: frozenset[Path] = frozenset()
     untouched: bool = False
     replaced: tuple[Path, ...] = ()
     listed: tuple[Path, ...] = ()
@@ -103,6 +105,7 @@ def _look(
         error,
         claimed=claimed or {},
         changes=tree.changes,
+        changed=tree.changed,
         untouched=tree.untouched,
         replaced=tree.replaced,
         listed=tree.listed,

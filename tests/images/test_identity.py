@@ -158,6 +158,64 @@ def test_a_new_overlay_may_be_made_on_a_changed_image(three: Disk) -> None:
     assert three.apply().code == 0
 
 
+@pytest.fixture
+def five(disk: Disk) -> Disk:
+    disk.add("b", "512k:A")
+    for name, below, at in (("p", "b", 0), ("q", "p", 1), ("r", "q", 2), ("x", "r", 3)):
+        text = f"64k:{name.upper()} {448 - 64 * at}k:-"
+        disk.add(name, f"{64 * at}k:- {text}" if at else text, on=below)
+    applied(disk, "b <- p <- q <- r <- x")
+    write(disk.path("b"), "448k:- 64k:W")
+    disk.keep()
+    return disk
+
+
+@pytest.mark.parametrize(
+    ("chain", "sizes", "stack"),
+    [
+        ("b <- p <- q <- x", {}, "b <- p <- q <- x"),
+        ("b <- p <- q <- r", {}, "b <- p <- q <- r"),
+        ("b <- p <- q <- r <- x", {"x": "1M"}, "b <- p <- q <- r <- x"),
+        ("b <- p <- q <- r <- x <- y", {}, "b <- p <- q <- r <- x <- y"),
+    ],
+)
+def test_what_lies_far_above_a_changed_image_is_merged_and_grown(
+    five: Disk, chain: str, sizes: dict[str, str], stack: str
+) -> None:
+    five.spec(chain, sizes=sizes)
+    outcome = five.apply()
+
+    assert outcome.code == 0, outcome
+    assert "WARNING: changed by another program: b.qcow2 was written to" in outcome.out
+    top = stack.rpartition(" ")[2]
+    assert five.stack(top) == stack
+    assert five.read(top)[: 512 * 1024] == five.golden["x"]
+    assert [five.read(name) == five.golden[name] for name in ("b", "p", "q")] == [True] * 3
+    assert "b.qcow2 was written to" in run(five, "plan", five.spec_file).out
+
+
+@pytest.mark.parametrize("chain", ["b <- q <- r <- x", "b <- x", "p <- q <- r <- x", "b <- p <- y"])
+def test_what_stands_on_a_changed_image_is_not_merged(five: Disk, chain: str) -> None:
+    five.spec(chain, discard=["q", "r", "x"] if chain.endswith("y") else [])
+    outcome = five.apply()
+
+    assert outcome.code == 1, outcome
+    assert "virt-chain adopt vm:vda" in outcome.out
+    assert five.stack("x") == "b <- p <- q <- r <- x"
+
+
+def test_a_merge_that_would_fill_clusters_from_a_changed_image_is_refused(disk: Disk) -> None:
+    for name, below, size in (("b", None, "64k"), ("p", "b", "64k"), ("q", "p", "64k")):
+        disk.add(name, "64k:Q 448k:-" if below else "512k:A", on=below, cluster_size=size)
+    disk.add("x", "512k:-", on="q", cluster_size="256k")
+    applied(disk, "b <- p <- q <- x")
+    write(disk.path("b"), "448k:- 64k:W")
+    disk.spec("b <- p <- x")
+
+    assert "was written to" in disk.apply().out
+    assert disk.stack("x") == "b <- p <- q <- x"
+
+
 def test_owner_mode_and_names_may_change(three: Disk) -> None:
     """libvirt gives images another owner at each start of a guest, and back."""
     os.chmod(three.path("b"), 0o640)
