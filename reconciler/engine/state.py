@@ -24,6 +24,7 @@ from reconciler.engine.disk_state import DiskState, resolved
 from reconciler.engine.state_text import Stored, dump_text, load_text
 from reconciler.model.errors import StateError
 from reconciler.tools import files
+from reconciler.tools.homes import at_home
 from reconciler.tools.lookups import Lookups
 
 ENVIRONMENT = "VIRT_CHAIN_STATE_DIR"
@@ -53,7 +54,7 @@ def default_folder(environment: Mapping[str, str] | None = None) -> Path:
         return Path(named)
     if os.geteuid() == 0:
         return Path("/var/lib/virt-chain")
-    home = environment.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    home = environment.get("XDG_STATE_HOME") or at_home("~/.local/state")
     return Path(home) / "virt-chain"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from reconciler.tools.homes import at_home
+
 
 def placed(folder: Path, name: str) -> Path:
     """
@@ -19,11 +21,6 @@ def placed(folder: Path, name: str) -> Path:
 def folder_at(folder: str, name: str) -> Path:
     """The folder *name*, where relative ones start at *folder*; it may begin with ``~`` too."""
     return Path(os.path.join(folder, at_home(name)))
-
-
-def at_home(name: str) -> str:
-    """*name* with a ``~`` at its start replaced by the folder it stands for, if it is known."""
-    return os.path.expanduser(name) if name[:1] == "~" else name
 
 
 def is_homeless(name: str) -> bool:

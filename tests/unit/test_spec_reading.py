@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -999,6 +1001,37 @@ def test_a_name_that_starts_with_a_tilde_starts_at_a_home_folder(
     assert web.chain[0].name == "~/golden/base"
     assert (web.discard, web.active) == ((Path("/home/max/old"),), Path("/home/max/golden/base"))
     assert db.directory == Path("~root").expanduser()
+
+
+@pytest.mark.parametrize("home", ["", "images", None])
+def test_a_home_that_the_environment_does_not_tell_is_that_of_the_password_database(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+    else:
+        monkeypatch.setenv("HOME", home)
+    path = write(
+        "spec.toml", 'version = 1\n[domains.web.disks.vda]\ndirectory = "~"\nchain = ["~/b"]'
+    )
+    [disk] = load([path]).disks
+    own = Path(pwd.getpwuid(os.getuid()).pw_dir)
+
+    assert (disk.directory, disk.chain[0].path) == (own, own / "b")
+
+
+def test_a_user_without_a_home_names_folders_in_full(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    path = write("spec.toml", 'version = 1\n[domains.web.disks.vda]\nchain = ["~/b"]')
+
+    [told] = problems(path)
+    assert "the user who runs virt-chain has no home folder here; write the folder in" in told
 
 
 def test_a_home_folder_of_nobody_is_told() -> None:
