@@ -283,19 +283,25 @@ def history(
 
 @app.command()
 def gc(
+    context: typer.Context,
     spec: Specs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Images whose time is not over, too.")
     ] = False,
     as_json: Json = False,
+    connect: Connect = None,
+    state_dir: StateDir = None,
 ) -> None:
     """Empty the quarantine: remove images whose time there is over."""
     from reconciler.cli import past
+    from reconciler.engine.applying import PATIENCE
     from reconciler.engine.collecting import empty_quarantine
+    from reconciler.engine.state import waiting
 
-    loaded = _loaded(_paths(spec), None)
-    done = empty_quarantine(loaded, dry_run=dry_run, everything=everything)
+    loaded, states = _loaded(_paths(spec), connect), _states(context, state_dir)
+    wait = waiting(PATIENCE)
+    done = empty_quarantine(loaded, states, wait, dry_run=dry_run, everything=everything)
     if as_json:
         _print_json(past.kept_as_data(done))
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reconciler.engine.disk_state import DiskState, Unfinished, now
-from reconciler.engine.forest import Tree
+from reconciler.engine.forest import Forest, Tree
 from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
@@ -76,6 +76,7 @@ def consider(
     active = chain.active
     if active is None:
         raise Mistake(f"{disk.label} has no image yet; virt-chain apply creates it")
+    _of_nobody_else(forest, tree, chain)
     unfinished = tree.state.unfinished
     newer = forest.newer(tree)
     if unfinished is not None and active.path in newer:
@@ -101,6 +102,12 @@ def consider(
     if unfinished is not None:
         state = replace(state, leftovers=tree.state.leftovers)
     return Adoption(disk, chain, facts, state, tree.state)
+
+
+def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:
+    """Raises Mistake where steps of another disk in flight write an image of *chain*."""
+    if why := forest.interrupted_by(replace(tree, chain=chain, wanted=())):
+        raise Mistake(f"nothing was done: {why}")
 
 
 def _given_up(tree: Tree, known: Path | None) -> Adoption:
@@ -156,8 +163,14 @@ def carry_out(adoption: Adoption, spec: Spec, states: StateFolder, wait: Waiting
         StaleChain: The disk has changed since it was shown.
     """
     disk = adoption.disk
-    with states.locked(disk.domain, disk.target, wait) as session:
-        tree = Survey(spec, states, Lookups()).forest([disk]).trees[disk.label]
+    folders = {image.path.parent for image in adoption.chain}
+    with (
+        states.locked(disk.domain, disk.target, wait) as session,
+        states.folders_locked(folders, wait),
+    ):
+        forest = Survey(spec, states, Lookups()).forest([disk])
+        tree = forest.trees[disk.label]
+        _of_nobody_else(forest, tree, adoption.chain)
         same = replace(session.state, names=adoption.before.names) == adoption.before
         if not same or not _as_shown(adoption):
             raise StaleChain(f"{disk.label} has changed meanwhile; run the command again")

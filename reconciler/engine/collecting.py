@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from reconciler.engine.around import Around
+from reconciler.engine.state import StateFolder, Waiting
+from reconciler.engine.survey import Survey
 from reconciler.model.desired import Spec
 from reconciler.tools import files, images, quarantine
 from reconciler.tools.lookups import Lookups
@@ -24,46 +29,85 @@ class Emptied:
     used: tuple[tuple[Kept, str], ...] = ()
 
 
-def _folders(spec: Spec) -> set[Path]:
-    """Folders of every image that the spec names, as far as the host allows them."""
-    paths = [entry.path for disk in spec.disks for entry in disk.chain]
-    paths += [path for disk in spec.disks for path in (*disk.discard, disk.active) if path]
-    trust = images.Trust(roots=images.allowed_roots(spec.host))
-    folders = {images.real(path).parent for path in paths}
-    return {folder for folder in folders if trust.roots is None or trust.roots.hold(f"{folder}/x")}
-
-
-def empty_quarantine(spec: Spec, *, dry_run: bool, everything: bool) -> Emptied:
+def empty_quarantine(
+    spec: Spec, states: StateFolder, wait: Waiting, *, dry_run: bool, everything: bool
+) -> Emptied:
     """
     Remove what lies in quarantine beside the images of *spec* and whose time is over.
+
+    Nobody else changes images in those folders meanwhile.
 
     Args:
         dry_run: Only tell.
         everything: Also what is still to be kept.
+
+    Raises:
+        Busy: Another virt-chain works in one of the folders.
+        StateError: A state file is damaged, and nobody can tell where its images are.
     """
+    known = states.known_images(Lookups())
+    folders = _folders(spec, known)
+    with ExitStack() as held:
+        if not dry_run:
+            there = {one.was.parent for one in quarantine.kept(folders)}
+            held.enter_context(states.folders_locked(there, wait))
+        found = tuple(quarantine.kept(folders))
+        emptied = _sorted_out(spec, Survey(spec, states, Lookups()), found, everything=everything)
+        if not dry_run:
+            for one in emptied.gone:
+                quarantine.remove(one)
+    return emptied
+
+
+def _folders(spec: Spec, known: Mapping[str, Iterable[Path]]) -> set[Path]:
+    """Folders of every image that the spec's disks have or had, as far as the host allows them."""
+    paths = [entry.path for disk in spec.disks for entry in disk.chain]
+    paths += [path for disk in spec.disks for path in (*disk.discard, disk.active) if path]
+    paths += [path for disk in spec.disks for path in known.get(disk.label, ())]
+    return _allowed(spec, {images.real(path).parent for path in paths})
+
+
+def _allowed(spec: Spec, folders: Iterable[Path]) -> set[Path]:
+    roots = images.allowed_roots(spec.host)
+    return {folder for folder in folders if roots is None or roots.hold(f"{folder}/x")}
+
+
+def _sorted_out(
+    spec: Spec, survey: Survey, found: tuple[Kept, ...], *, everything: bool
+) -> Emptied:
+    """What of *found* may go, what stays for now, and what somebody uses."""
     used: list[tuple[Kept, str]] = []
     now = datetime.now(UTC)
-    folders = _folders(spec)
-    found = tuple(quarantine.kept(folders))
     trust = images.Trust(roots=images.allowed_roots(spec.host))
-    around = {*folders, *(one.path.parent for one in found)}
-    overlays = scan([folder for folder in around if folder.is_dir()], trust, Lookups())
+    around = {one.path.parent for one in found} | {one.was.parent for one in found}
+    around |= {path.parent for path, _ in survey.domain_files} | set(
+        map(Path, survey.known_folders)
+    )
+    places = sorted(folder for folder in _allowed(spec, around) if folder.is_dir())
+    overlays = scan(places, trust, Lookups())
     going = {one.path for one in found if everything or one.until <= now}
     again = True
     while again:  # who stands on an image may go with it, or stay
         again = False
         for one in [one for one in found if one.path in going]:
-            if why := _in_use(one, overlays, going):
+            if why := _of_a_domain(one, survey.around) or _in_use(one, overlays, going):
                 used.append((one, why))
                 going.discard(one.path)
                 again = True
     kept = {one.path for one, _ in used}
     left = [one for one in found if one.path not in going | kept]
-    gone = [one for one in found if one.path in going]
-    if not dry_run:
-        for one in gone:
-            quarantine.remove(one)
-    return Emptied(tuple(gone), tuple(left), tuple(used))
+    return Emptied(tuple(one for one in found if one.path in going), tuple(left), tuple(used))
+
+
+def _of_a_domain(one: Kept, around: Around) -> str | None:
+    """Which domain has the image, or why nobody can tell; None: none has it."""
+    for error in around.errors.values():
+        return f"a domain may use it: {error}"
+    there = images.identity(one.path)
+    for path, label in around.sources():
+        if images.identity(path) == there:
+            return f"{label} has it as its disk"
+    return None
 
 
 def _in_use(one: Kept, overlays: Overlays, going: set[Path]) -> str | None:

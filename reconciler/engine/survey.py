@@ -448,7 +448,7 @@ class Survey:
         """
         unfinished = tree.state.unfinished
         if not tree.state.images:
-            return ()
+            return {}
         concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
         found = {}

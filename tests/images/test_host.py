@@ -238,20 +238,22 @@ def test_gc_removes_what_was_kept_long_enough(disk: Disk) -> None:
     rolled_back(disk)
     put = disk.images / next(iter(quarantined(disk)))
 
-    early = command("gc", disk.spec_file)
+    early = command("gc", "--state-dir", disk.state, disk.spec_file)
     assert (early.code, put.exists()) == (0, True)
     assert early.out.startswith("kept until ")
     old = put.with_name("x.qcow2~20200101T000000Z")
     put.rename(old)
     (old.parent / "notes.txt").write_text("mine")
 
-    dry = command("gc", "--dry-run", disk.spec_file)
+    dry = command("gc", "--dry-run", "--state-dir", disk.state, disk.spec_file)
     assert (dry.out.startswith("would remove "), old.exists()) == (True, True)
-    done = command("gc", "--json", disk.spec_file)
+    done = command("gc", "--json", "--state-dir", disk.state, disk.spec_file)
     assert [one["path"] for one in done.data["removed"]] == [str(old)]
     assert not old.exists()
     assert (old.parent / "notes.txt").exists()
-    assert command("gc", disk.spec_file).out == "The quarantine is empty.\n"
+    assert (
+        command("gc", "--state-dir", disk.state, disk.spec_file).out == "The quarantine is empty.\n"
+    )
 
 
 @pytest.mark.parametrize(("keep", "count"), [("0", 0), ("12h", 2)])

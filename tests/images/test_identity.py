@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli import adopting
+from reconciler.engine.state import StateFolder, waiting
 from tests.images.disks import Disk, Outcome, assert_quiet, command, process, tool, view, write
 
 
@@ -461,6 +462,32 @@ def test_a_merge_in_flight_is_given_up_below_an_overlay_that_was_made_since(
     assert three.apply().code == 0
     assert view(three.path("y")) == current
     assert view(three.path("x")) == three.golden["x"]
+
+
+def test_nothing_is_adopted_that_another_disk_is_merging(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(three, monkeypatch, "check")
+    three.add("z", "512k:-", on="x")
+    twin = three.root / "twin.toml"
+    twin.write_text(three.spec_file.read_text().replace('"vm"', "twin"))
+    adopted = run(three, "adopt", "twin:vda", three.path("z"), "-y", "--spec", twin)
+
+    assert adopted.code == 1
+    assert "is being merged by vm:vda, which was interrupted" in adopted.err
+
+
+def test_adopting_waits_for_who_works_in_the_folder(
+    three: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(three.path("b"), "64k:W")
+    monkeypatch.setattr(adopting, "PATIENCE", 0.1)
+    words = ["adopt", "vm:vda", "-y", "--spec", three.spec_file]
+    with StateFolder(three.state).folders_locked([three.images], waiting(0)):
+        adopted = run(three, *words)
+
+    assert (adopted.code, f"is working on {three.images}" in adopted.err) == (1, True)
+    assert run(three, *words).code == 0
 
 
 def test_a_leftover_that_another_disk_lists_keeps_what_it_stands_on(

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from reconciler.engine import applying
+from reconciler.engine.around import Around
+from reconciler.engine.state import StateFolder, waiting
 from reconciler.tools import files, images, process, qemuimg, views
 from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
-from tests.images.disks import Disk, assert_done, assert_quiet, command, tool
+from tests.images.disks import Disk, Outcome, assert_done, assert_quiet, command, tool
 
 
 @contextmanager
@@ -146,8 +149,8 @@ def test_a_long_name_goes_to_quarantine_and_comes_back_from_it(disk: Disk, lengt
     disk.chain({"b": B, name: X})
     disk.spec("b <- y", active=name, discard=[name])
     outcome = disk.apply()
-    kept = command("gc", "--json", disk.spec_file).data["kept"]
-    emptied = command("gc", "--all", disk.spec_file)
+    kept = command("gc", "--json", "--state-dir", disk.state, disk.spec_file).data["kept"]
+    emptied = command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
 
     assert outcome.code == 0, outcome.err
     assert [Path(one["was"]) for one in kept] == [disk.path(name)]
@@ -254,7 +257,7 @@ def test_gc_keeps_an_image_that_an_overlay_stands_on(disk: Disk) -> None:
     place = discarded(disk)
     over = ["-F", "qcow2", "-b", place]
     tool("qemu-img", "create", "-q", "-f", "qcow2", *over, disk.images / "look.qcow2")
-    outcome = command("gc", "--all", disk.spec_file)
+    outcome = command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
 
     assert outcome.out == f"in use  {place}  {disk.images / 'look.qcow2'} stands on it\n"
     assert place.exists()
@@ -271,12 +274,73 @@ def test_gc_keeps_an_image_that_a_qemu_has_open(disk: Disk, words: list[str]) ->
     guest.stdin.write(b"length\n")
     guest.stdin.flush()
     guest.stdout.readline()
-    outcome = command("gc", "--all", disk.spec_file)
+    outcome = command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
     guest.communicate(b"quit\n")
-    after = command("gc", "--all", disk.spec_file)
+    after = command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
 
     assert outcome.out == f"in use  {place}  a QEMU has it open\n"
     assert after.out.startswith("removed")
+    assert not place.exists()
+
+
+def collect(disk: Disk) -> Outcome:
+    return command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
+
+
+def test_gc_keeps_an_image_that_a_domain_has(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = discarded(disk)
+    monkeypatch.setattr(Around, "sources", lambda _: iter([(place, "web:vda")]))
+
+    assert collect(disk).out == f"in use  {place}  web:vda has it as its disk\n"
+    assert place.exists()
+
+
+def test_gc_removes_nothing_where_nobody_can_tell_what_domains_have(disk: Disk) -> None:
+    place = discarded(disk)
+    uri = f"qemu+unix:///system?socket={disk.root}/none"
+    disk.spec("b <- y", connection=uri)
+    outcome = collect(disk)
+
+    assert outcome.out.startswith(f"in use  {place}  a domain may use it: {uri}"), outcome
+    assert place.exists()
+
+
+def test_gc_keeps_an_image_that_an_overlay_of_another_spec_stands_on(disk: Disk) -> None:
+    place = discarded(disk)
+    other = disk.root / "other" / "z.qcow2"
+    other.parent.mkdir()
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", place, other)
+    spec = disk.root / "other.toml"
+    spec.write_text(
+        f"version = 1\n[domains.z.disks.vda]\nchain = ['{place}', '{other}']\nactive = '{other}'"
+    )
+    assert command("apply", "-y", "--state-dir", disk.state, spec).code == 0
+
+    assert collect(disk).out == f"in use  {place}  {other} stands on it\n"
+    assert place.exists()
+
+
+def test_gc_waits_for_who_works_in_the_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = discarded(disk)
+    monkeypatch.setattr(applying, "PATIENCE", 0.1)
+    states = StateFolder(disk.state)
+    with states.folders_locked([disk.images], waiting(0)):
+        outcome = collect(disk)
+
+    assert outcome.code == 1
+    assert f"is working on {disk.images}" in outcome.err
+    assert place.exists()
+    assert collect(disk).code == 0
+    assert not place.exists()
+
+
+def test_gc_finds_the_quarantine_beside_images_that_the_spec_no_longer_lists(disk: Disk) -> None:
+    place = discarded(disk)
+    disk.spec("b <- y")
+    text = disk.spec_file.read_text().replace("/images", "/elsewhere")
+    disk.spec_file.write_text(text)
+
+    assert collect(disk).out.startswith("removed")
     assert not place.exists()
 
 

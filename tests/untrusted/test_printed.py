@@ -183,7 +183,9 @@ def test_a_quarantine_with_names_of_others_is_told_without_escapes(scene: Scene)
     before = folder_facts(scene.outside)
 
     for words in (["--dry-run"], ["--json", "--dry-run"], []):
-        outcome = bounded("gc", *words, scene.root / "chain.toml")
+        outcome = bounded(
+            "gc", *words, "--state-dir", scene.root / "state", scene.root / "chain.toml"
+        )
         assert outcome.code == 0, outcome
 
     assert folder_facts(scene.outside) == before
