@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from reconciler.model.steps import (
 from reconciler.planner.fingerprint import fingerprint
 from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task, View
-from reconciler.tools import files, images, qemuimg, storage_daemon
+from reconciler.tools import files, images, qemuimg, quarantine, storage_daemon
 
 AT_ONCE = os.cpu_count() or 1
 """Disks with steps that QEMU is asked about at the same time."""
@@ -152,12 +153,43 @@ def _make(empty: DiskPlan, found: Look, task: Task) -> DiskPlan:
     notes = plan.notes
     if plan.steps:
         notes = (*notes, *quarantined.notes(plan, task), *_backups(found), *_silent(found, plan))
+    again = _used_again(task)
+    if len(again) > 1:
+        plan = replace(plan, doubts=(*plan.doubts, _names_again(task, again)))
+    elif again:
+        notes = (*notes, _names_again(task, again))
     return replace(
         plan,
         state=empty.state,
         connection=empty.connection,
         notes=notes,
         warnings=empty.warnings,
+    )
+
+
+def _used_again(task: Task) -> dict[Path, Path]:
+    """New images of the spec whose names images in quarantine had, each with the place of that."""
+    new = [wanted.path for wanted in task.wanted if wanted.image is None]
+    kept = quarantine.kept({path.parent for path in new})
+    there = {one.was: one.path for one in sorted(kept, key=lambda one: one.until)}
+    return {path: there[path] for path in new if path in there}
+
+
+def _names_again(task: Task, again: Mapping[Path, Path]) -> str:
+    """
+    What a spec gets that was taken back to a text from before a rollback.
+
+    One name may be in use again by some scheme of names; several are what a reverted spec has.
+    """
+    names = " and ".join(path.name for path in again)
+    *_, (top, _place) = again.items()
+    moves = "; ".join(
+        f"mv -n {shlex.quote(str(at))} {shlex.quote(str(to))}" for to, at in again.items()
+    )
+    images_, them = ("an image", "it") if len(again) == 1 else ("images", "them")
+    return (
+        f"{names}: the quarantine has {images_} of that name, and what is made now is another; to "
+        f"have {them} back: {moves}; virt-chain adopt {task.label} {shlex.quote(str(top))}"
     )
 
 

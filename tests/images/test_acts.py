@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from tests.images.disks import (
     command,
     folder_facts,
     process,
+    tool,
     write,
 )
 
@@ -362,6 +364,43 @@ def test_a_link_is_followed_and_mode_and_owner_stay(vm: Disk) -> None:
     assert '"mon.qcow2"' in real.read_text()
     assert real.stat().st_mode & 0o777 == 0o640
     assert (real.stat().st_uid, real.stat().st_gid) == owner
+
+
+def test_a_spec_that_is_taken_back_after_a_rollback_waits_for_a_person(disk: Disk) -> None:
+    """The names are to be had again, and so are the images: they are in quarantine."""
+    disk.chain({"b": B, "p": P, "x": X})
+    before = disk.spec("b <- p <- x").read_text()
+    assert disk.apply().code == 0
+    assert act(disk, "rollback", "vm", "--to", "b.qcow2", "-y").code == 0
+    disk.spec_file.write_text(before)
+    refused = disk.apply()
+    doubt, waits, _ = refused.err.partition("; without a person that is not applied")
+
+    assert (refused.code, bool(waits)) == (1, True), refused
+    assert "p.qcow2 and x.qcow2: the quarantine has images of that name" in doubt
+    for words in doubt.partition("have them back: ")[2].split("; "):
+        if words.startswith("mv "):
+            tool(*shlex.split(words))
+        else:
+            adopted = act(disk, *shlex.split(words)[1:], "-y")
+            assert adopted.code == 0, adopted
+    assert disk.apply().code == 0
+    assert disk.read("x") == disk.golden["x"]
+    assert disk.read("p") == disk.golden["p"]
+    assert_quiet(disk)
+
+
+def test_one_name_that_the_quarantine_has_is_only_told(disk: Disk) -> None:
+    disk.chain({"b": B, "x": X})
+    before = disk.spec("b <- x").read_text()
+    assert disk.apply().code == 0
+    assert act(disk, "rollback", "vm", "--to", "b.qcow2", "-y").code == 0
+    disk.spec_file.write_text(before)
+    outcome = disk.apply()
+
+    assert outcome.code == 0
+    assert "x.qcow2: the quarantine has an image of that name" in outcome.out
+    assert_quiet(disk)
 
 
 def test_snapshots_of_domains_of_one_file_at_one_time_are_all_taken(disk: Disk) -> None:
