@@ -203,10 +203,16 @@ class Applier:
             ReconcilerError: Another virt-chain is at the disk, or the guest does not start.
         """
         disk, host = found.desired, found.host
-        if host is None or not self.states.disk(disk.domain, disk.target).restart:
+        targets = self.states.stopped_for(disk.domain)
+        if host is None or not targets:
             return
-        with self.states.locked(disk.domain, disk.target, self._wait_for) as session:
-            if session.state.restart and _run_again(host, session):
+        with ExitStack() as held:
+            # whoever stopped it may be at work; the disk may be in no spec any more
+            sessions = [
+                held.enter_context(self.states.locked(disk.domain, target, self._wait_for))
+                for target in targets
+            ]
+            if sessions[-1].state.restart and _run_again(host, sessions[-1]):
                 self.reporter.note(plan, "the guest runs again: an interrupted apply stopped it")
 
     def _same_steps(self, plan: DiskPlan, fresh: Look) -> DiskPlan:

@@ -105,7 +105,7 @@ class DiskState:
             applied, or when a person last accepted what is there.
         given_up: An image that a person has said is gone for good.
         restart: The guest was running, and has to be started again: it was stopped for a
-            rollback.
+            rollback of this disk, or of another one of the domain.
     """
 
     active: Path | None = None

@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
@@ -79,7 +79,15 @@ class StateFolder:
         """
         lookups = lookups or Lookups()
         stored = _read(os.fspath(self.path(domain)), lookups)
-        return resolved(stored.disks.get(target, DiskState()), lookups.real)
+        state = stored.disks.get(target, DiskState())
+        if any(one.restart for one in stored.disks.values()):
+            state = replace(state, restart=True)  # whichever disk of the domain it was stopped for
+        return resolved(state, lookups.real)
+
+    def stopped_for(self, domain: str) -> tuple[str, ...]:
+        """Disks of *domain* that its guest was stopped for, and has to be started again after."""
+        disks = _read(os.fspath(self.path(domain)), Lookups()).disks
+        return tuple(sorted(target for target, one in disks.items() if one.restart))
 
     def in_flight(self, lookups: Lookups | None = None) -> dict[Path, tuple[str, ...]]:
         """
@@ -173,12 +181,14 @@ class StateFolder:
         except (OSError, UnicodeEncodeError) as error:
             raise StateError(f"{path} cannot be written: {error}") from error
 
-    def _write(self, domain: str, target: str, state: DiskState) -> None:
+    def _write(self, domain: str, target: str, state: DiskState, *, started: bool) -> None:
         path = self.path(domain)
         self._make_folder()
         try:
             with files.alone_with(self.folder / ".lock"):
-                disks = _read(os.fspath(path), Lookups()).disks
+                disks = dict(_read(os.fspath(path), Lookups()).disks)
+                if started:
+                    disks = {one: replace(known, restart=False) for one, known in disks.items()}
                 text = dump_text(Stored(domain=domain, disks={**disks, target: state}))
                 files.write_private(path, text)
         except OSError as error:
@@ -236,7 +246,8 @@ class Session:
             StateError: The file cannot be written.
         """
         if state != self.state:
-            self.states._write(self.domain, self.target, state)
+            started = self.state.restart and not state.restart
+            self.states._write(self.domain, self.target, state, started=started)
             self.state = state
 
 

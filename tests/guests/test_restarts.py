@@ -13,6 +13,8 @@ import pytest
 
 from tests import forked
 from tests.guests.scene import Scene, grown
+from tests.guests.test_several import two_disks
+from tests.guests.world import World
 
 BACK = 'discard = ["mon.qcow2"]\non_running = "restart"\nshutdown_timeout = 15'
 KILLER = """\
@@ -124,6 +126,22 @@ def test_another_spec_starts_the_guest_again_too(
     assert rollback.world.state("web") == "running"
     assert "restart" not in state_text(rollback)
     assert rollback.chain() == ["base", "mon"]
+
+
+def test_the_guest_runs_again_where_the_spec_has_lost_the_disk_it_was_stopped_for(
+    world: World, tmp_path: Path
+) -> None:
+    scene = two_disks(world)
+    scene.want(vda="a <- mon", vdb="b")
+    scene.apply()
+    scene.want(BACK, vda="a <- tue", vdb="b")
+    killed_before_the_overlay(scene, tmp_path)
+    scene.want(vdb="b")
+
+    scene.apply()
+
+    assert world.state("web") == "running"
+    assert "restart" not in state_text(scene)
 
 
 def test_a_plan_that_is_refused_starts_the_guest_again_too(rollback: Scene, tmp_path: Path) -> None:

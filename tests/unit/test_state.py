@@ -209,6 +209,33 @@ def test_what_another_process_wrote_is_read(folder):
     assert folder.disk("web", "vda") == DiskState(active=BASE)
 
 
+def test_a_guest_that_was_stopped_for_one_disk_is_started_for_any_and_once(folder):
+    with session_of(folder, "web", "vda") as session:
+        session.write(DiskState(active=TUE, restart=True))
+
+    assert folder.stopped_for("web") == ("vda",)
+    assert folder.disk("web", "vdb").restart
+    assert not folder.disk("db", "vda").restart
+
+    with session_of(folder, "web", "vdb") as session:
+        session.write(replace(session.state, active=MON))
+        assert folder.stopped_for("web") == ("vda", "vdb")
+        session.write(replace(session.state, restart=False))
+
+    assert folder.stopped_for("web") == ()
+    assert folder.disk("web", "vda") == DiskState(active=TUE)
+    assert folder.disk("web", "vdb") == DiskState(active=MON)
+
+
+def test_what_is_written_of_another_disk_forgets_no_guest_that_was_stopped(folder):
+    with session_of(folder, "web", "vdb") as other:
+        with session_of(folder, "web", "vda") as session:
+            session.write(DiskState(active=TUE, restart=True))
+        other.write(DiskState(active=MON))
+
+    assert folder.stopped_for("web") == ("vda",)
+
+
 def test_a_session_has_the_state_of_the_moment_it_began(folder):
     """What was read before the lock may be out of date: another apply has finished since."""
     stale = folder.disk("web", "vda")
