@@ -12,6 +12,7 @@ from reconciler.engine.around import Around
 from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
 from reconciler.model.desired import Spec
+from reconciler.model.image import Identity
 from reconciler.tools import files, images, quarantine
 from reconciler.tools.lookups import Lookups
 from reconciler.tools.overlays import Overlays, scan
@@ -80,17 +81,19 @@ def _sorted_out(
     now = datetime.now(UTC)
     trust = images.Trust(roots=images.allowed_roots(spec.host))
     around = {one.path.parent for one in found} | {one.was.parent for one in found}
-    around |= {path.parent for path, _ in survey.domain_files} | set(
-        map(Path, survey.known_folders)
-    )
+    around |= {path.parent for some in survey.domain_files.values() for path in some}
+    around |= set(map(Path, survey.known_folders))
     places = sorted(folder for folder in _allowed(spec, around) if folder.is_dir())
     overlays = scan(places, trust, Lookups())
+    attached = {
+        images.identity(path): label for label, some in survey.domain_files.items() for path in some
+    }
     going = {one.path for one in found if everything or one.until <= now}
     again = True
     while again:  # who stands on an image may go with it, or stay
         again = False
         for one in [one for one in found if one.path in going]:
-            if why := _of_a_domain(one, survey.around) or _in_use(one, overlays, going):
+            if why := _of_a_domain(one, survey.around, attached) or _in_use(one, overlays, going):
                 used.append((one, why))
                 going.discard(one.path)
                 again = True
@@ -99,15 +102,12 @@ def _sorted_out(
     return Emptied(tuple(one for one in found if one.path in going), tuple(left), tuple(used))
 
 
-def _of_a_domain(one: Kept, around: Around) -> str | None:
+def _of_a_domain(one: Kept, around: Around, attached: Mapping[Identity | None, str]) -> str | None:
     """Which domain has the image, or why nobody can tell; None: none has it."""
     for error in around.errors.values():
         return f"a domain may use it: {error}"
-    there = images.identity(one.path)
-    for path, label in around.sources():
-        if images.identity(path) == there:
-            return f"{label} has it as its disk"
-    return None
+    label = attached.get(images.identity(one.path))
+    return None if label is None else f"{label} has it as its disk"
 
 
 def _in_use(one: Kept, overlays: Overlays, going: set[Path]) -> str | None:
