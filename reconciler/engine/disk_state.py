@@ -128,9 +128,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _folder_of(path: Path) -> str:
+    return str(path).rpartition("/")[0] or "/"
+
+
 def paths_in(state: DiskState) -> tuple[Path, ...]:
     """Every image that *state* would have changed, moved or removed."""
-    unfinished = state.unfinished or Unfinished(())
+    unfinished = state.unfinished
+    if unfinished is None:
+        return tuple(one.path for one in state.leftovers)
     left = [one.path for one in state.every_leftover]
     links = [link.image for link in unfinished.links]
     values = [getattr(step, key) for step in unfinished.steps for key in step.__slots__]
@@ -149,7 +155,7 @@ def resolved(state: DiskState, real: Callable[[str], str]) -> DiskState:
     steps = state.unfinished.steps if state.unfinished else ()
     ends = (*state.names.values(), *filter(None, (state.active, state.given_up)))
     paths = (*paths_in(state), *state.images, *state.names, *ends)
-    folders = {folder: real(folder) for folder in {os.path.dirname(path) for path in paths}}
+    folders = {folder: real(folder) for folder in {_folder_of(path) for path in paths}}
     if all(folder == there for folder, there in folders.items()):
         return state
 

@@ -78,8 +78,10 @@ class StateFolder:
             StateError: The file is there and cannot be read.
         """
         lookups = lookups or Lookups()
-        stored = _read(os.fspath(self.path(domain)), lookups)
-        state = stored.disks.get(target, DiskState())
+        stored = _read(f"{self.folder}/{file_name(domain)}.toml", lookups)
+        state = stored.disks.get(target)
+        if state is None:
+            state = DiskState()
         if any(one.restart for one in stored.disks.values()):
             state = replace(state, restart=True)  # whichever disk of the domain it was stopped for
         return resolved(state, lookups.real)
@@ -337,7 +339,7 @@ def _read(name: str, lookups: Lookups) -> Stored:
 
 def file_name(name: str) -> str:
     """*name* as one file name that leads nowhere else; a long one is cut, with a digest."""
-    quoted = quote(name, safe=" ")
+    quoted = name if name.isalnum() and name.isascii() else quote(name, safe=" ")
     if len(quoted) > LONGEST_NAME:
         quoted = f"{quoted[:LONGEST_NAME]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted

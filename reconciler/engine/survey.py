@@ -170,8 +170,8 @@ class Survey:
             known = self.states.known_images(self.lookups)
         except ReconcilerError:
             return frozenset()  # `in_flight` tells of it
-        folders = {os.path.dirname(path) for paths in known.values() for path in paths}
-        return frozenset(self.lookups.real(folder) for folder in folders)
+        folders = self.lookups.folders(path for paths in known.values() for path in paths)
+        return frozenset(self.lookups.real(str(folder)) for folder in folders)
 
     def _second_names(self, trees: Iterable[Tree]) -> list[frozenset[Path]]:
         """Names of one file each, where several are known: one folder may have two mounts."""
