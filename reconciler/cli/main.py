@@ -680,6 +680,11 @@ _TYPER_INTERRUPTED = 130
 """What typer makes of a KeyboardInterrupt.  Source: typer/core.py, _main."""
 
 
+_NO_THREAD = "can't start new thread"
+"""All that Python tells where the kernel gives it no thread."""
+_NOTHING_LOST = "nothing is lost: virt-chain apply continues"
+
+
 def run(arguments: Sequence[str]) -> int:
     """The exit code of ``virt-chain ARGUMENTS``; every error is one clear message."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -694,7 +699,7 @@ def run(arguments: Sequence[str]) -> int:
     except ReconcilerError as error:
         _say(str(error))
     except KeyboardInterrupt:
-        _say("interrupted; nothing is lost: virt-chain apply continues")
+        _say(f"interrupted; {_NOTHING_LOST}")
         return 128 + _signal
     except Interrupted as error:
         return error.code
@@ -705,7 +710,12 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         logging.getLogger(__name__).debug("an error of the kernel", exc_info=True)
         _say(worded(error))
+    except MemoryError:
+        _say(f"not enough memory; {_NOTHING_LOST}")
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+            _say(f"not enough memory, or too many processes of this user; {_NOTHING_LOST}")
+            return Exit.ERROR
         if not hasattr(error, "format_message"):
             raise
         _usage(error)

@@ -40,6 +40,7 @@ class Scene:
         shared: Those of them that somebody else stands on.
         released: Those of them that a later wish of this run may change.
         manners: Owner and mode of each file of the chain.
+        active_manners: Those of the image that the guest writes.
         listing: Files in the folder after an apply that nothing disturbed.
         calls, tools: How much such an apply does.
     """
@@ -55,6 +56,7 @@ class Scene:
     shared: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
     manners: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    active_manners: tuple[int, int, int] = (0, 0, 0)
     listing: frozenset[str] = frozenset()
     calls: int = 0
     tools: int = 0
@@ -129,6 +131,7 @@ class Scene:
         self.manners = {
             self.disk.path(name).name: _manners(self.disk.path(name)) for name in self.names
         }
+        self.active_manners = self.manners[self.disk.path(self.names[-1]).name]
 
     def save(self) -> None:
         """Copy all images away, owners and times too."""
@@ -295,8 +298,10 @@ class Scene:
             path = self.disk.path(name)
             if not path.exists():
                 continue
-            had = self.manners.get(path.name)
-            if had and manners and _manners(path) != had:
+            had = {self.manners.get(path.name)}
+            if name == names[-1]:  # owner and mode follow the guest's image to where it goes
+                had.add(self.active_manners)
+            if manners and None not in had and _manners(path) not in had:
                 wrong.append(("untidy", f"owner and mode of {name} are {_manners(path)}"))
             if self.disk.formats.get(name, "qcow2") == "qcow2":
                 said = tool("qemu-img", "check", "--output=json", "-f", "qcow2", path, code=None)

@@ -140,7 +140,7 @@ def test_gc_keeps_an_image_beside_a_file_that_cannot_be_read(theirs: Disk) -> No
     discarded = unprivileged(theirs, "apply", "-y")
     put = theirs.images / next(iter(quarantined(theirs)))
     other = of_root(theirs).rename(put.with_name("y.qcow2"))
-    words = ("gc", "--all", theirs.spec_file)
+    words = ("gc", "--all", "--state-dir", theirs.state, theirs.spec_file)
     emptied = process(*words, user=NOBODY)
     other.unlink()
     again = process(*words, user=NOBODY)
