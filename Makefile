@@ -11,7 +11,7 @@ help:
 	@echo "make demo-live    the same on a guest that runs and writes (TCG, no daemon)"
 	@echo "make test    ruff, mypy and all tests"
 	@echo "make torture   break offline runs, then cut the power, for MINUTES each from SEED, then"
-	@echo "               kill live runs at every step; findings and figures go to REPORT and POWER_REPORT"
+	@echo "               kill live runs at every step and let a chain live long; findings and figures go to REPORT and POWER_REPORT"
 	@echo "make bench   measure against the plain tools; writes bench-results.md"
 	@echo "make clean   remove .venv and scratch folders"
 
@@ -36,6 +36,8 @@ torture:
 	.venv/bin/python -m tests.faults --seed $(SEED) --minutes $(MINUTES) --report $(REPORT) || failed=1; \
 	.venv/bin/python -m tests.faults.power --seed $(SEED) --minutes $(MINUTES) --report $(POWER_REPORT) || failed=1; \
 	VIRT_CHAIN_EVERY_KILL=1 .venv/bin/python -m pytest tests/guests/test_interruptions.py || failed=1; \
+	VIRT_CHAIN_DAYS=100 VIRT_CHAIN_WATCH_EDITS=1000 VIRT_CHAIN_WATCH_PASSES=1000 \
+	    .venv/bin/python -m pytest tests/guests/test_apply.py tests/watch/test_stress.py || failed=1; \
 	exit $$failed
 
 bench:

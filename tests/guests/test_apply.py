@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from tests.guests.scene import Scene, grown
+
+DAYS = int(os.environ.get("VIRT_CHAIN_DAYS", "20"))
 
 
 def test_a_snapshot_a_pull_and_an_active_commit_while_the_guest_writes(scene: Scene) -> None:
@@ -60,10 +64,10 @@ def test_a_middle_restore_point_goes_by_a_link_and_gets_its_name_when_the_guest_
     assert scene.guest.errors() == []
 
 
-def test_a_chain_stays_short_for_fifty_days_without_a_stop(scene: Scene) -> None:
+def test_a_chain_stays_short_for_weeks_without_a_stop(scene: Scene) -> None:
     """Three restore points are kept; each day the oldest goes and a new one comes."""
     chain, views = ["base"], {}
-    for day in range(50):
+    for day in range(DAYS):
         chain = ["base", *chain[1:][-3:], f"d{day}"]
         scene.want(vda=" <- ".join(chain))
         scene.apply()

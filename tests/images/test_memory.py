@@ -217,7 +217,7 @@ def test_a_look_at_one_disk_after_a_survey_of_all_finds_what_a_new_survey_finds(
     yard = Yard(tmp_path, random.Random(seed))
     spec = yard.spec()
     again = Looking(spec, yard.states)
-    for number in range(ROUNDS):
+    for number in range(ROUNDS // 2):
         act = yard.act()
         if act in (yard.switch, yard.link, yard.edit):
             continue  # what the names of a spec lead to is as the survey found it

@@ -368,3 +368,18 @@ def test_of_thousands_of_mistakes_a_hundred_are_told(capsys: Captured, folder: P
     assert lines[0].startswith("spec.toml:2:")
     assert len(lines) == 101
     assert re.fullmatch(r"and \d+ more problems", lines[-1])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_too_little_memory_is_told_in_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def app(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr("reconciler.cli.main.app", app)
+
+    code, _, said = call(capsys, "plan")
+    assert code == 1
+    assert said.startswith("virt-chain: not enough memory")
+    assert said.endswith("nothing is lost: virt-chain apply continues\n")
