@@ -285,21 +285,24 @@ class Scene:
         if stack != " <- ".join(names):
             wrong.append(("loss", f"exit 0, and the chain is {stack}, not {wish.chain}"))
         wrong += self.wrong_current(active)
-        wrong += self._unsound(names, manners=wish is self.wish)
+        wrong += self._unsound(wish, manners=wish is self.wish)
         now = {path.name for path in self.disk.images.iterdir()}
         if listing and now != self.listing:
             left, gone = sorted(now - self.listing), sorted(self.listing - now)
             wrong.append(("untidy", f"files left over: {left}, files gone: {gone}"))
         return wrong + self._unquiet()
 
-    def _unsound(self, names: Sequence[str], *, manners: bool) -> list[Problem]:
+    def _unsound(self, wish: Wish, *, manners: bool) -> list[Problem]:
         wrong: list[Problem] = []
+        names = _words(wish.chain)
         for name in names:
             path = self.disk.path(name)
             if not path.exists():
                 continue
             had = {self.manners.get(path.name)}
-            if name == names[-1]:  # owner and mode follow the guest's image to where it goes
+            # owner and mode follow the guest's image to where it goes; a rollback may put another
+            # image on top of that at once
+            if name == names[-1] or "discard" in wish.keys:
                 had.add(self.active_manners)
             if manners and None not in had and _manners(path) not in had:
                 wrong.append(("untidy", f"owner and mode of {name} are {_manners(path)}"))
