@@ -9,7 +9,6 @@ import random
 import shutil
 import stat
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
