@@ -189,9 +189,12 @@ def _limits_others() -> bool:
 @contextmanager
 def _without_network() -> Iterator[None]:
     """
-    Programs that this thread starts meanwhile have no network, where virt-chain is root.
+    Programs that this thread starts meanwhile have no network, where virt-chain may take it away.
 
     Source: setns(2): it is the calling thread that moves, and a child is where its parent is.
+
+    Raises:
+        OSError: The thread cannot come back to its own network.
     """
     nowhere = _no_network()
     if nowhere is None:
@@ -199,11 +202,16 @@ def _without_network() -> Iterator[None]:
         return
     here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _libc.setns(nowhere, _CLONE_NEWNET)
+        if _libc.setns(nowhere, _CLONE_NEWNET):
+            log.debug("tools keep their network: %s", os.strerror(ctypes.get_errno()))
+            yield
+            return
         try:
             yield
         finally:
-            _libc.setns(here, _CLONE_NEWNET)
+            if _libc.setns(here, _CLONE_NEWNET):
+                code = ctypes.get_errno()
+                raise OSError(code, f"this thread stays without network: {os.strerror(code)}")
     finally:
         os.close(here)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -194,6 +196,38 @@ def test_a_program_speaks_english_and_gets_no_environment_but_the_path(monkeypat
     assert names <= {"PATH", "TMPDIR", "LC_ALL", "MALLOC_ARENA_MAX"}
     assert "LC_ALL=C.UTF-8" in out
     assert f"PATH={os.environ['PATH']}" in out
+
+
+class Refusing:
+    """libc whose setns fails at some of its calls, counted from 1."""
+
+    def __init__(self, *failing: int) -> None:
+        self.failing, self.calls = failing, 0
+
+    def setns(self, *_: int) -> int:
+        self.calls += 1
+        if self.calls in self.failing:
+            ctypes.set_errno(errno.EPERM)
+            return -1
+        return 0
+
+
+def test_where_the_network_cannot_be_taken_away_programs_run_with_it(monkeypatch):
+    monkeypatch.setattr(process, "_no_network", lambda: 0)
+    monkeypatch.setattr(process, "_libc", Refusing(1))
+    with process._without_network():
+        pass
+    assert process._libc.calls == 1
+
+
+def test_a_thread_that_cannot_come_back_to_its_network_says_so(monkeypatch):
+    monkeypatch.setattr(process, "_no_network", lambda: 0)
+    monkeypatch.setattr(process, "_libc", Refusing(2))
+    with (
+        pytest.raises(OSError, match="this thread stays without network: Operation not permitted"),
+        process._without_network(),
+    ):
+        pass
 
 
 def test_a_program_has_no_network():
