@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -38,6 +40,8 @@ HELD = 10.0
 """Seconds to wait for another process that has the same embedded driver open."""
 BUSY = 3
 """A commit whose work has grown so many times since it began, or since it was told, is told of."""
+ANSWER = 30.0
+"""Seconds in which a daemon that is well has answered a new connection."""
 KEEPALIVE = (5, 6)
 """Seconds between two questions whether libvirtd is there, and how many it may leave unanswered."""
 PATIENCE = 600.0
@@ -117,11 +121,39 @@ def _opened(binding: Any, uri: str) -> Any:
     until = time.monotonic() + HELD
     while True:
         try:
-            return binding.open(uri)
+            return _answered(partial(binding.open, uri), uri)
         except binding.libvirtError as error:
             if "acquire pid file" not in str(error) or time.monotonic() > until:
                 raise
             time.sleep(TICK)
+
+
+def _answered(call: Callable[[], Any], uri: str) -> Any:
+    """
+    What *call*, which waits for the other end, returns.
+
+    A daemon that hangs accepts connections and says nothing, and libvirt waits for it for
+    ever: keepalive begins once a connection is open.  So another thread waits, and a signal
+    ends this one.
+    """
+    answers: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found, error = answers.get(timeout=ANSWER)
+    except Empty:
+        raise HypervisorError(
+            f"{uri} has not answered for {ANSWER:.0f} s; is its daemon (libvirtd, virtqemud) stuck?"
+        ) from None
+    if error is not None:
+        raise error
+    return found
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.tools import files
+from reconciler.tools import files, hypervisor
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import Disk, Outcome, process, quarantined, tool, view
 
@@ -305,6 +306,23 @@ def test_a_plan_that_leaves_what_is_in_quarantine_usable_says_nothing_of_it(disk
     put.rename(disk.path("x"))
 
     assert disk.read("x") == disk.golden["x"]
+
+
+def test_a_daemon_that_hangs_is_told_and_not_waited_for_for_ever(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts connections, as the kernel does for it, and says nothing."""
+    monkeypatch.setattr(hypervisor, "ANSWER", 0.2)
+    disk.chain({"b": B, "x": X})
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute"))
+        mute.listen(1)
+        uri = f"qemu+unix:///session?socket={tmp_path}/mute"
+        disk.spec("b <- x <- y", connection=uri)
+        planned = disk.plan()
+
+    told = f"{uri} has not answered for 0 s; is its daemon (libvirtd, virtqemud) stuck?"
+    assert (planned.code, planned.error) == (1, told)
 
 
 SILENT = "qemu+unix:///system?socket=/nowhere"
