@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reconciler.engine.disk_state import DiskState, Unfinished, now
 from reconciler.engine.forest import Forest, Tree
+from reconciler.engine.interrupted import ways_back
 from reconciler.engine.recorded import settled_state
 from reconciler.engine.state import StateFolder, Waiting
 from reconciler.engine.survey import Survey
@@ -80,6 +81,12 @@ def consider(
     unfinished = tree.state.unfinished
     newer = forest.newer(tree)
     if unfinished is not None and active.path in newer:
+        if back := ways_back(unfinished):
+            raise Refused(
+                f"{disk.label} has steps that were interrupted while its guest ran, and QEMU may "
+                "have ended before what it copied was durable",
+                f"shut the guest off and relink first: {'; '.join(back)}",
+            )
         unfinished = None  # all that the guest had is below it, merged or not
     elif unfinished is not None and tree.error is None and not tree.replaced:
         if newer:
@@ -105,9 +112,18 @@ def consider(
 
 
 def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:
-    """Raises Mistake where steps of another disk in flight write an image of *chain*."""
+    """Raises Mistake where *chain* ends in another disk's image, or steps of one write to it."""
     if why := forest.interrupted_by(replace(tree, chain=chain, wanted=())):
         raise Mistake(f"nothing was done: {why}")
+    active = chain.images[-1].path
+    if active in tree.chain:
+        return
+    for label in forest.labels.get(active, ()):
+        if label != tree.desired.label:
+            raise Mistake(
+                f"nothing was done: {label} has {active} as its image, or lists it; name an image "
+                f"that only {tree.desired.label} has, or take it out of {label} first"
+            )
 
 
 def _given_up(tree: Tree, known: Path | None) -> Adoption:

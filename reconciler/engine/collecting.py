@@ -53,7 +53,8 @@ def empty_quarantine(
             there = {one.was.parent for one in quarantine.kept(folders)}
             held.enter_context(states.folders_locked(there, wait))
         found = tuple(quarantine.kept(folders))
-        emptied = _sorted_out(spec, Survey(spec, states, Lookups()), found, everything=everything)
+        survey = Survey(spec, states, Lookups())
+        emptied = _sorted_out(spec, survey, folders, found, everything=everything)
         if not dry_run:
             for one in emptied.gone:
                 quarantine.remove(one)
@@ -74,7 +75,7 @@ def _allowed(spec: Spec, folders: Iterable[Path]) -> set[Path]:
 
 
 def _sorted_out(
-    spec: Spec, survey: Survey, found: tuple[Kept, ...], *, everything: bool
+    spec: Spec, survey: Survey, folders: set[Path], found: tuple[Kept, ...], *, everything: bool
 ) -> Emptied:
     """What of *found* may go, what stays for now, and what somebody uses."""
     used: list[tuple[Kept, str]] = []
@@ -82,7 +83,7 @@ def _sorted_out(
     trust = images.Trust(roots=images.allowed_roots(spec.host))
     around = {one.path.parent for one in found} | {one.was.parent for one in found}
     around |= {path.parent for some in survey.domain_files.values() for path in some}
-    around |= set(map(Path, survey.known_folders))
+    around |= set(map(Path, survey.known_folders)) | folders
     places = sorted(folder for folder in _allowed(spec, around) if folder.is_dir())
     overlays = scan(places, trust, Lookups())
     attached = {

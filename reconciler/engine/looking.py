@@ -50,8 +50,9 @@ class Looking:
     Looks at one disk after the other while they are changed; threads may share it.
 
     Each look reads the disk, its domain, and every header in its folders anew.  What lies
-    elsewhere is found by a survey of all disks, which is made again once it is older than
-    SHARE times what it cost; whoever is said to use an image of the disk is asked again.
+    elsewhere is found by a survey of all disks; whoever it says to use an image of the disk is
+    asked again.  The survey is made again when another virt-chain has begun or done anything
+    since, and once it is older than SHARE times what it cost.
     """
 
     spec: Spec
@@ -59,6 +60,7 @@ class Looking:
     memory: Memory = field(default_factory=Memory)
     _all: tuple[Survey, Forest] | None = None
     _until: float = 0.0
+    _others: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def again(self, disk: DesiredDisk) -> Look:
@@ -71,7 +73,10 @@ class Looking:
 
     def _renewed(self, disk: DesiredDisk) -> Forest:
         with self._lock:
-            if self._all is None or time.monotonic() >= self._until:
+            others = self.states.writes_of_others()
+            late = time.monotonic() >= self._until
+            if self._all is None or late or others != self._others:
+                self._others = others
                 began = time.monotonic()
                 survey = Survey(self.spec, self.states, Lookups(self.memory))
                 self._all = survey, survey.forest(())

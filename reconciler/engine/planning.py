@@ -12,6 +12,7 @@ from pathlib import Path
 from reconciler.engine import quarantined
 from reconciler.engine.disk_state import Leftover, Unfinished
 from reconciler.engine.fitting import require_room_for_names
+from reconciler.engine.interrupted import ways_back
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import ObserveError, ProofFailed, ReconcilerError, Refused
 from reconciler.model.image import short_name
@@ -284,6 +285,14 @@ def _still_ours(found: Look, unfinished: Unfinished) -> None:
         )
     if found.newer:
         names = " and ".join(path.name for path in found.newer)
+        if back := ways_back(unfinished):
+            raise Refused(
+                f"{names} stands on {found.chain.active}, where a merge was interrupted "
+                f"({unfinished.begun}), and QEMU may have ended before what it copied was durable",
+                f"take {names} away and apply again; or shut the guest off, relink with: "
+                f"{'; '.join(back)}; and go on with: virt-chain adopt {found.desired.label} "
+                f"{found.newer[-1]}",
+            )
         raise Refused(
             f"what is remembered of {found.desired.label} ends with {found.chain.active} and a "
             f"merge that was interrupted ({unfinished.begun}), and {names} stands on it: the "

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 from reconciler.engine.disk_state import DiskState, resolved
 from reconciler.engine.state_text import Stored, dump_text, load_text
@@ -65,6 +66,8 @@ class StateFolder:
     folder: Path
     _held: _HeldFolders = field(default_factory=lambda: _HeldFolders())
     _own: set[tuple[str, str]] = field(default_factory=set)
+    _signature: bytes = b""
+    _others: int = 0
 
     def path(self, domain: str) -> Path:
         """The state file of *domain*; no domain name leads out of the folder."""
@@ -187,7 +190,10 @@ class StateFolder:
         path = self.path(domain)
         self._make_folder()
         try:
-            with files.alone_with(self.folder / ".lock"):
+            with files.alone_with(self.folder / ".lock") as lock:
+                self._count_others(lock)
+                self._signature = uuid4().bytes
+                os.pwrite(lock, self._signature, 0)
                 disks = dict(_read(os.fspath(path), Lookups()).disks)
                 if started:
                     disks = {one: replace(known, restart=False) for one, known in disks.items()}
@@ -197,6 +203,20 @@ class StateFolder:
             raise StateError(f"{path} cannot be written: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise StateError(f"{path} cannot hold a name that is not UTF-8: {error}") from error
+
+    def writes_of_others(self) -> int:
+        """A number that grows when another virt-chain has written a state file meanwhile."""
+        if self.folder.is_dir():
+            with files.alone_with(self.folder / ".lock") as lock:
+                self._count_others(lock)
+        return self._others
+
+    def _count_others(self, lock: int) -> None:
+        """Whoever writes a state file signs the file that is locked for it."""
+        signature = os.pread(lock, 16, 0)
+        if signature != self._signature:
+            self._signature = signature
+            self._others += 1
 
     def disk_lock_file(self, domain: str, target: str) -> Path:
         """The file that is locked while a disk is worked on."""

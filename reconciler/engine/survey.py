@@ -61,6 +61,7 @@ class Survey:
     context: Context = field(init=False)
     domain_files: dict[str, list[Path]] = field(init=False)
     known_folders: frozenset[str] = field(init=False)
+    damaged: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         process.limit(self.spec.host.limits)
@@ -122,12 +123,12 @@ class Survey:
                 trees[label] = now._tree(forest.trees[label].desired)
             found = trees.get(label, Tree(disk, ()))
             names = (*found.listed, *found.chain.paths, *self.domain_files.get(label, ()))
-            there = now.lookups.identity(str(path))
-            return path in names or any(now.lookups.identity(str(one)) == there for one in names)
+            return path in names or any(now._same_file(path, one) for one in names)
 
         in_flight = now._still_in_flight(tree, forest)
         if tree.state.unfinished is not None:
-            in_flight |= {path: [disk.label] for path in tree.state.unfinished.written}
+            for path in tree.state.unfinished.written:
+                in_flight[path] = (*in_flight.get(path, ()), disk.label)
         return replace(
             forest,
             trees=ChainMap({disk.label: now._in_use(tree, overlays)}, dict(forest.trees)),
@@ -168,8 +169,9 @@ class Survey:
         """Folders of images of every disk that was applied with this state directory."""
         try:
             known = self.states.known_images(self.lookups)
-        except ReconcilerError:
-            return frozenset()  # `in_flight` tells of it
+        except ReconcilerError as error:
+            self.damaged = str(error)
+            return frozenset()
         folders = self.lookups.folders(path for paths in known.values() for path in paths)
         return frozenset(self.lookups.real(str(folder)) for folder in folders)
 
@@ -195,6 +197,8 @@ class Survey:
         return {folder: tuple(uris) for folder, uris in found.items()}
 
     def _in_flight(self) -> Mapping[Path, Sequence[str]] | str:
+        if self.damaged is not None:
+            return self.damaged
         try:
             return self.states.in_flight(self.lookups)
         except ReconcilerError as error:
@@ -207,9 +211,15 @@ class Survey:
             for label in forest.in_flight.get(path, ()):
                 domain, _, target = label.rpartition(":")
                 unfinished = self.states.disk(domain, target, self.lookups).unfinished
-                if unfinished and path in unfinished.written:
+                written = unfinished.written if unfinished else ()
+                if any(self._same_file(path, one) for one in written):
                     found[path] = (*found.get(path, ()), label)
         return found
+
+    def _same_file(self, one: Path, other: Path) -> bool:
+        """True for two names of one file, as through two mounts."""
+        there = self.lookups.identity(str(one))
+        return one == other or (there is not None and there == self.lookups.identity(str(other)))
 
     def _at_work(self, in_flight: Mapping[Path, Sequence[str]] | str) -> dict[str, str]:
         """Disks whose steps in flight another virt-chain is doing now, and which one."""

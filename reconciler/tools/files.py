@@ -255,12 +255,12 @@ def _holder(inode: int) -> str:
 
 
 @contextmanager
-def alone_with(lock: Path) -> Iterator[None]:
-    """Wait until nobody else is in such a block for the file *lock*, which is made."""
+def alone_with(lock: Path) -> Iterator[int]:
+    """Wait until nobody else is in such a block for the file *lock*, which is made and opened."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -11,6 +11,7 @@ filesystem, whose clients keep times for a while.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 import threading
@@ -58,6 +59,12 @@ _LOCAL = frozenset(
 """Filesystems that this host alone writes to.  Source: statfs(2), linux/magic.h."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+_LASTING = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL}
+)
+"""Errors of opening a file that stay for as long as nobody changes it or its folder."""
 
 
 class Unsettled:
@@ -267,6 +274,9 @@ class Lookups:
         try:
             descriptor, found = open_resolved(name, expected)
         except OSError as error:
+            if error.errno not in _LASTING:
+                self._changed.add(name)
+                self._record("version", name, Unsettled())
             return error
         try:
             if expected is None or version_of(found) != version_of(expected):

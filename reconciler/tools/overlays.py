@@ -146,9 +146,11 @@ class Earlier:
 
     def directly_on(self, file: Identity) -> Iterator[tuple[str, Identity]]:
         """As `Overlays.directly_on`."""
-        for name, _ in self._scanned.directly_on(file):
+        for name, then in self._scanned.directly_on(file):
             own = self._lookups.identity(name)
-            if own is not None and self._names(name, lambda it: self._lookups.identity(it) == file):
+            if own is None and not _is_gone(name):
+                yield name, then
+            elif own and self._names(name, lambda it: self._lookups.identity(it) == file):
                 yield name, own
 
     def data_file_of(self, file: Identity) -> Path | None:
@@ -188,7 +190,7 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
 def _scan_into(
     overlays: Overlays, folders: Iterable[Path], trust: images.Trust, lookups: Lookups
 ) -> None:
-    seen: set[str] = set()
+    ends: dict[str, str | None] = {}
     for folder in sorted({lookups.real(os.fspath(folder)) for folder in folders}):
         names = lookups.names(folder)
         if names is None:
@@ -200,31 +202,58 @@ def _scan_into(
                 given = f"{folder}/{name}"
                 overlay = lookups.real(given)
                 overlays.count(overlay)
-                _follow(overlay, trust, lookups, overlays, seen)
+                hidden = _follow(overlay, trust, lookups, overlays, ends)
                 if overlay != given:
-                    _follow_from_link(given, overlay, trust, lookups, overlays, seen)
-                if overlay in overlays.hidden:
-                    overlays.add_unreadable(folder, given)
+                    other = _follow_from_link(given, overlay, trust, lookups, overlays, ends)
+                    hidden = hidden or other
+                if hidden is not None:
+                    overlays.add_unreadable(folder, given if hidden == overlay else hidden)
+
+
+def _is_gone(name: str) -> bool:
+    """False where nobody can tell: its folder may not be looked into any more."""
+    try:
+        os.lstat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _follow(
-    overlay: str, trust: images.Trust, lookups: Lookups, overlays: Overlays, seen: set[str]
-) -> None:
-    """Add what *overlay* stands on, down to the first image that was *seen*."""
+    overlay: str,
+    trust: images.Trust,
+    lookups: Lookups,
+    overlays: Overlays,
+    ends: dict[str, str | None],
+) -> str | None:
+    """
+    Add what *overlay* stands on, down to the first image that was followed before.
+
+    Args:
+        ends: By each image that was followed, what this returns.
+
+    Returns:
+        The image below, or itself, whose header cannot be read, so that nobody knows what
+        it stands on.
+    """
+    passed: list[str] = []
     at: str | None = overlay
     outside = not trust.allows(overlay)
-    while at is not None and at not in seen:
-        if not outside and not trust.allows(at):
-            return
-        seen.add(at)
+    while at is not None and at not in ends and (outside or trust.allows(at)):
+        passed.append(at)
+        ends[at] = None  # a loop ends here
         below = _below(at, lookups, overlays, outside=outside)
-        if below is None:
-            return
-        own, there = lookups.identity(at), lookups.identity(below)
-        if own is None or there is None:
-            return
+        own = lookups.identity(at)
+        there = None if below is None else lookups.identity(below)
+        if below is None or own is None or there is None:
+            break
         overlays.add(at, own, below, there)
         at = below
+    end = at if at in overlays.hidden else ends.get(at) if at is not None else None
+    ends |= dict.fromkeys(passed, end)
+    return end
 
 
 def _follow_from_link(
@@ -233,19 +262,19 @@ def _follow_from_link(
     trust: images.Trust,
     lookups: Lookups,
     overlays: Overlays,
-    seen: set[str],
-) -> None:
-    """QEMU starts a relative backing name from the folder of the link that it was given."""
+    ends: dict[str, str | None],
+) -> str | None:
+    """As `_follow`; QEMU starts a relative name from the folder of the link that it was given."""
     outside = not trust.allows(overlay)
     below = _below(overlay, lookups, overlays, given, outside=outside)
     if below is None:
-        return
+        return None
     own, there = lookups.identity(overlay), lookups.identity(below)
     if own is None or there is None:
-        return
+        return None
     overlays.add(overlay, own, below, there)
     overlays.from_links.add(overlay)
-    _follow(below, trust, lookups, overlays, seen)
+    return _follow(below, trust, lookups, overlays, ends)
 
 
 def _below(
