@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from reconciler.cli import adopting
+from reconciler.engine.disk_state import OldLink, Unfinished, begun
 from reconciler.engine.state import StateFolder, waiting
+from reconciler.model.steps import Pull
+from reconciler.tools.files import file_id
 from tests.images.disks import Disk, Outcome, assert_quiet, command, process, tool, view, write
 
 
@@ -576,3 +579,49 @@ def test_a_disk_under_another_name_does_not_stand_in_its_own_way(three: Disk) ->
 
     assert view(three.path("y")) == three.golden["x"]
     assert not three.path("p").exists()
+
+
+def test_the_image_of_another_disk_is_not_adopted(disk: Disk) -> None:
+    disk.add("b", "512k:A")
+    disk.add("x", "64k:X 448k:-", on="b")
+    disk.add("y", "64k:Y 448k:-", on="b")
+    chain = f'["{disk.path("b")}", "{disk.path("y")}"]'
+    disk.spec("b <- x", active="x.qcow2", more=f"[domains.o.disks.vda]\nchain = {chain}\n")
+    assert disk.apply().code == 0
+
+    adopted = run(disk, "adopt", "vm:vda", disk.path("y"), "-y", "--spec", disk.spec_file)
+
+    assert adopted.code == 1
+    assert f"o:vda has {disk.path('y')} as its image, or lists it" in adopted.err
+    assert disk.plan().steps == []
+
+
+def test_after_a_killed_guest_nothing_goes_on_from_a_header_whose_data_may_be_missing(
+    three: Disk,
+) -> None:
+    """QEMU died with the header of a pull on the disk, and its data in memory alone."""
+    states, b, p, x = StateFolder(three.state), *map(three.path, "bpx")
+    below = {p: "b.qcow2", x: "p.qcow2"}
+    links = tuple(
+        OldLink(path, below.get(path), "qcow2" if path in below else None, file_id(path))
+        for path in (b, p, x)
+    )
+    with states.locked("vm", "vda", waiting(1)) as session:
+        session.write(begun(session.state, Unfinished((Pull(x, b),), links=links, live=True)))
+    tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "b.qcow2", x)
+    three.add("z", "512k:-", on="x")
+    three.spec("b <- x <- z")
+
+    refused = three.plan().error
+    adopted = run(three, "adopt", "vm:vda", three.path("z"), "-y", "--spec", three.spec_file)
+
+    assert refused is not None
+    back = f"qemu-img rebase -u -F qcow2 -b p.qcow2 {x}"
+    assert back in refused
+    assert (adopted.code, back in adopted.err) == (1, True)
+    tool(*back.split())
+    adopted = run(three, "adopt", "vm:vda", three.path("z"), "-y", "--spec", three.spec_file)
+    assert adopted.code == 0, adopted
+    assert three.apply().code == 0
+    assert three.stack("z") == "b <- x <- z"
+    assert three.read("z") == three.golden["x"]

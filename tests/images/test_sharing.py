@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 
 from reconciler.tools import files, hypervisor
 from tests.images.cases import B, P, Q, X
-from tests.images.disks import Disk, Outcome, process, quarantined, tool, view
+from tests.images.disks import Disk, Outcome, command, process, quarantined, tool, view
 
 NOBODY = 65534
 
@@ -345,3 +345,77 @@ def test_a_plan_tells_whose_guests_nobody_could_ask_about(disk: Disk, place: str
     assert notes("b <- x") == wanted
     assert notes("b <- p <- y", discard=["x"]) == wanted
     assert notes("b <- p <- x <- y") == []
+
+
+def test_an_overlay_on_an_image_that_cannot_be_read_may_stand_on_ours(theirs: Disk) -> None:
+    """Between an overlay beside our images and one of them lies an image of root, elsewhere."""
+    there = theirs.root / "there"
+    there.mkdir()
+    middle, top = there / "m.qcow2", theirs.images / "o.qcow2"
+    below = theirs.path("p")
+    for path in (middle, top):
+        tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", below, path)
+        below = path
+    other = there / "other.qcow2"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", other, "64k")
+    for path in (there, top, other):
+        os.chown(path, NOBODY, NOBODY)
+    middle.chmod(0o600)
+    more = f'[domains.o.disks.vda]\nchain = ["{other}"]\n'
+    before = view(top)
+    theirs.spec("b <- p", active="x.qcow2", more=more)
+
+    outcome = unprivileged(theirs, "apply", "-y")
+
+    assert outcome.code == 1
+    assert f"{middle} cannot be read" in outcome.out
+    assert view(top) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda text: text[: len(text) * 2 // 3], id="cut"),
+        pytest.param(lambda text: text.replace("version = 2", "version = 99"), id="newer"),
+    ],
+)
+def test_where_a_state_file_tells_nothing_its_images_may_stand_on_ours(
+    disk: Disk, damage: Callable[[str], str]
+) -> None:
+    """Folders of images that other specs have are known from the state files alone."""
+    disk.chain({"b": B, "p": P, "x": X})
+    there = disk.root / "there"
+    there.mkdir()
+    tool("qemu-img", "create", "-q", "-f", "qcow2", there / "y.qcow2", "64k")
+    other = disk.root / "other.toml"
+    other.write_text(f'version = 1\n[domains.o.disks.vda]\nchain = ["{there}/y.qcow2"]\n')
+    assert command("apply", "-y", "--state-dir", disk.state, other).code == 0
+    state = disk.state / "o.toml"
+    state.write_text(damage(state.read_text()))
+    disk.spec("b <- x", active="x.qcow2")
+
+    planned = disk.plan()
+
+    assert planned.error is not None
+    assert planned.error.startswith(f"{state} cannot be used")
+    assert disk.apply().code == 1
+    assert disk.path("p").exists()
+
+
+def test_gc_keeps_what_a_disk_of_the_spec_stands_on(disk: Disk) -> None:
+    """The disk was never applied, so that no state file names its folder."""
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.spec("b <- p <- n", discard=["x"], active="x.qcow2")
+    assert disk.apply().code == 0
+    put = disk.images / next(iter(quarantined(disk)))
+    there = disk.root / "there"
+    there.mkdir()
+    onto = ("-u", "-F", "qcow2", "-b", put)
+    tool("qemu-img", "create", "-q", "-f", "qcow2", *onto, there / "r.qcow2", "64k")
+    listed = ", ".join(f'"{path}"' for path in (disk.path("b"), disk.path("p"), there / "r.qcow2"))
+    disk.spec("b <- p <- n", more=f"[domains.r.disks.vda]\nchain = [{listed}]\n")
+
+    emptied = command("gc", "--all", "--state-dir", disk.state, disk.spec_file)
+
+    assert "r.qcow2 stands on it" in emptied.out
+    assert put.exists()
