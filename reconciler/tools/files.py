@@ -192,6 +192,10 @@ def locked(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
+ASKING = 0.3
+"""Seconds that a lock is waited for in any case: whoever only asks who has it holds it, too."""
+
+
 @contextmanager
 def locked_within(
     path: Path, what: str, seconds: float, meanwhile: Callable[[], None] = lambda: None
@@ -205,7 +209,7 @@ def locked_within(
     Raises:
         Busy: It is still held after *seconds*.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + max(seconds, ASKING)
     with ExitStack() as held:
         while True:
             meanwhile()
@@ -215,7 +219,7 @@ def locked_within(
             except Busy:
                 if time.monotonic() > until:
                     raise
-                time.sleep(0.1)
+                time.sleep(ASKING / 3)
         yield
 
 

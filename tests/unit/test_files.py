@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -398,3 +399,23 @@ def test_an_error_that_the_kernel_gives_no_name_has_it(tmp_path: Path) -> None:
         files.rename_new(tmp_path / "a", tmp_path / "gone" / "b")
 
     assert worded(refused.value) == f"{tmp_path}/a to {tmp_path}/gone/b: No such file or directory"
+
+
+def test_whoever_asks_who_has_a_lock_keeps_nobody_out(tmp_path):
+    lock = tmp_path / "lock"
+    lock.touch()
+    over = threading.Event()
+
+    def ask():
+        while not over.is_set():
+            files.holder(lock)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(300):
+            with files.locked_within(lock, "vm:vda", 0):
+                pass
+    finally:
+        over.set()
+        asking.join()
