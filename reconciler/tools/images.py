@@ -117,6 +117,8 @@ def _image(where: Path, image_format: Format, file: File) -> Image:
     """The image that *file*, found at *where*, is in *image_format*."""
     header = file.header if image_format == "qcow2" else None
     if image_format == "qcow2" and header is None:
+        if file.found.st_size == 0:
+            raise ObserveError(f"{where} is empty (0 bytes), and no qcow2 image; restore the file")
         raise ObserveError(
             file.damage
             or f'{where} is no qcow2 image; if it is raw, write format = "raw" for it in the spec'

@@ -448,3 +448,11 @@ def test_a_link_that_is_changed_between_two_looks_at_it_leads_nowhere(tmp_path, 
         trust.image(allowed / "a", None, Lookups())
 
     assert str(refused.value).endswith("cannot be read: Too many levels of symbolic links")
+
+
+def test_an_empty_file_is_not_taken_for_raw(tmp_path):
+    """As a full disk or a lost file leaves it."""
+    path = tmp_path / "x.qcow2"
+    path.touch()
+    with pytest.raises(ObserveError, match=r"x.qcow2 is empty \(0 bytes\).*restore the file"):
+        images.read_image(path, "qcow2")
