@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reconciler.engine import quarantined
 from reconciler.engine.disk_state import DiskState, Unfinished, now
 from reconciler.engine.forest import Forest, Tree
 from reconciler.engine.interrupted import ways_back
@@ -69,6 +70,7 @@ def consider(
             raise Refused(tree.error, f"name its image: virt-chain adopt {disk.label} IMAGE")
         chain = tree.chain
     else:
+        _out_of_quarantine(image, disk)
         try:
             chain = images.walk(image, tree.trust)
         except images.BackingMissing as error:
@@ -77,6 +79,7 @@ def consider(
     active = chain.active
     if active is None:
         raise Mistake(f"{disk.label} has no image yet; virt-chain apply creates it")
+    _out_of_quarantine(active.path, disk)
     _of_nobody_else(forest, tree, chain)
     unfinished = tree.state.unfinished
     newer = forest.newer(tree)
@@ -109,6 +112,15 @@ def consider(
     if unfinished is not None:
         state = replace(state, leftovers=tree.state.leftovers)
     return Adoption(disk, chain, facts, state, tree.state)
+
+
+def _out_of_quarantine(image: Path, disk: DesiredDisk) -> None:
+    """Raises Refused where *image* lies in quarantine, with the commands that move it out."""
+    if moves := quarantined.ways_out(image):
+        raise Refused(
+            f"{image} is in quarantine, where virt-chain gc removes images",
+            f"move it out first: {quarantined.move_and_adopt(moves, disk.label)}",
+        )
 
 
 def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:

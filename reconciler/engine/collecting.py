@@ -54,7 +54,8 @@ def empty_quarantine(
             held.enter_context(states.folders_locked(there, wait))
         found = tuple(quarantine.kept(folders))
         survey = Survey(spec, states, Lookups())
-        emptied = _sorted_out(spec, survey, folders, found, everything=everything)
+        chains = _chains(spec, states.known_images(Lookups()))
+        emptied = _sorted_out(spec, survey, folders, found, chains, everything=everything)
         if not dry_run:
             for one in emptied.gone:
                 quarantine.remove(one)
@@ -74,10 +75,34 @@ def _allowed(spec: Spec, folders: Iterable[Path]) -> set[Path]:
     return {folder for folder in folders if roots is None or roots.hold(f"{folder}/x")}
 
 
+def _chains(spec: Spec, known: Mapping[str, Iterable[Path]]) -> dict[Identity | None, str]:
+    """In whose chain each image is, by the state files and the spec, in words."""
+    found: dict[Identity | None, str] = {}
+    for disk in spec.disks:
+        for path in (*(entry.path for entry in disk.chain), disk.active):
+            if path is not None:
+                found[images.identity(path)] = f"the spec of {disk.label} lists it"
+    for label, paths in known.items():
+        found |= dict.fromkeys(map(images.identity, paths), f"it is in the chain of {label}")
+    found.pop(None, None)  # all that do not exist
+    return found
+
+
 def _sorted_out(
-    spec: Spec, survey: Survey, folders: set[Path], found: tuple[Kept, ...], *, everything: bool
+    spec: Spec,
+    survey: Survey,
+    folders: set[Path],
+    found: tuple[Kept, ...],
+    chains: Mapping[Identity | None, str],
+    *,
+    everything: bool,
 ) -> Emptied:
-    """What of *found* may go, what stays for now, and what somebody uses."""
+    """
+    What of *found* may go, what stays for now, and what somebody uses.
+
+    Args:
+        chains: Images of all known disks, with whose they are.
+    """
     used: list[tuple[Kept, str]] = []
     now = datetime.now(UTC)
     trust = images.Trust(roots=images.allowed_roots(spec.host))
@@ -94,7 +119,11 @@ def _sorted_out(
     while again:  # who stands on an image may go with it, or stay
         again = False
         for one in [one for one in found if one.path in going]:
-            if why := _of_a_domain(one, survey.around, attached) or _in_use(one, overlays, going):
+            if why := (
+                _of_a_domain(one, survey.around, attached)
+                or _in_use(one, overlays, going)
+                or chains.get(images.identity(one.path))
+            ):
                 used.append((one, why))
                 going.discard(one.path)
                 again = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -183,14 +182,11 @@ def _names_again(task: Task, again: Mapping[Path, Path]) -> str:
     One name may be in use again by some scheme of names; several are what a reverted spec has.
     """
     names = " and ".join(path.name for path in again)
-    *_, (top, _place) = again.items()
-    moves = "; ".join(
-        f"mv -n {shlex.quote(str(at))} {shlex.quote(str(to))}" for to, at in again.items()
-    )
+    back = quarantined.move_and_adopt(dict(reversed(list(again.items()))), task.label)
     images_, them = ("an image", "it") if len(again) == 1 else ("images", "them")
     return (
         f"{names}: the quarantine has {images_} of that name, and what is made now is another; to "
-        f"have {them} back: {moves}; virt-chain adopt {task.label} {shlex.quote(str(top))}"
+        f"have {them} back: {back}"
     )
 
 

@@ -1,7 +1,8 @@
-"""Images in quarantine that a plan leaves without what they stand on."""
+"""Images in quarantine: how they come back, and which a plan leaves without what is below."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +38,61 @@ def notes(plan: DiskPlan, task: Task) -> Iterator[str]:
             )
 
 
+def ways_out(image: Path) -> dict[Path, Path]:
+    """
+    Where to move *image*, and all below it that lies in quarantine; empty: it is not there.
+
+    Returns:
+        The place in quarantine by the new place, the new place of *image* first.
+    """
+    lookups = Lookups()
+    file = lookups.real(str(image))
+    folder = Path(file).parent
+    folder = folder if folder.name == quarantine.FOLDER else folder.parent
+    if folder.name != quarantine.FOLDER:
+        return {}
+    places = {str(one.path): one.was for one in quarantine.kept([folder.parent])}
+    at = {str(was): path for path, was in places.items()}
+    was = places.get(file, folder.parent / Path(file).name)
+    found = {_free(was): Path(file)}
+    name = str(was)
+    while (below := _named_by(name, file, lookups)) is not None and below in at:
+        name, file = below, at.pop(below)
+        if lookups.lstat(name) is not None:
+            break  # what is there now is what would be read
+        found[Path(name)] = Path(file)
+    return found
+
+
+def _named_by(name: str, file: str, lookups: Lookups) -> str | None:
+    """The image below *file*, were it at *name*, links resolved."""
+    try:
+        below = images.named_by(name, images.look_at(file, lookups))
+    except ObserveError:
+        return None
+    return None if below is None else lookups.real(below)
+
+
+def _free(path: Path) -> Path:
+    """*path*, or a name beside it that nothing has."""
+    number, free = 0, path
+    while free.exists() or free.is_symlink():
+        number += 1
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return free
+
+
+def move_and_adopt(moves: Mapping[Path, Path], label: str) -> str:
+    """The commands for *moves*, as `ways_out` has them, and the one that adopts the first."""
+    top = next(iter(moves))
+    commands = [f"mv -n {_quoted(at)} {_quoted(to)}" for to, at in moves.items()]
+    return "; ".join([*commands, f"virt-chain adopt {label} {_quoted(top)}"])
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
 def _lost(plan: DiskPlan, task: Task) -> set[Path]:
     """Images that read differently under their names after *plan*, or are not there any more."""
     steps = [one.step for one in plan.steps]
@@ -68,13 +124,10 @@ def _stands_on(
     seen: set[str] = set()
     while name not in seen:
         seen.add(name)
-        try:
-            below = images.named_by(name, images.look_at(file, lookups))
-        except ObserveError:
-            return None
+        below = _named_by(name, file, lookups)
         if below is None:
             return None
-        name = lookups.real(below)
+        name = below
         there = images.identity_at(Path(name), lookups)
         if there is not None and there in lost:
             return lost[there]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -15,7 +16,20 @@ from reconciler.engine.disk_state import OldLink, Unfinished, begun
 from reconciler.engine.state import StateFolder, waiting
 from reconciler.model.steps import Pull
 from reconciler.tools.files import file_id
-from tests.images.disks import Disk, Outcome, assert_quiet, command, process, tool, view, write
+from reconciler.tools.quarantine import FOLDER
+from tests.images.cases import B, P, X
+from tests.images.disks import (
+    Disk,
+    Outcome,
+    assert_quiet,
+    command,
+    folder_facts,
+    process,
+    quarantined,
+    tool,
+    view,
+    write,
+)
 
 
 def run(disk: Disk, *words: str | Path) -> Outcome:
@@ -625,3 +639,67 @@ def test_after_a_killed_guest_nothing_goes_on_from_a_header_whose_data_may_be_mi
     assert three.apply().code == 0
     assert three.stack("z") == "b <- x <- z"
     assert three.read("z") == three.golden["x"]
+
+
+def moved_out(disk: Disk, said: str) -> None:
+    """Do what *said* names after ``first: ``."""
+    for words in said.rstrip().partition("first: ")[2].split("; "):
+        program, *rest = shlex.split(words)
+        if program == "mv":
+            tool(program, *rest)
+        else:
+            assert program == "virt-chain"
+            adopted = run(disk, *rest, "-y", "--spec", disk.spec_file)
+            assert adopted.code == 0, adopted
+
+
+@pytest.mark.parametrize("style", ["absolute", "relative"])
+def test_an_image_in_quarantine_is_moved_out_before_it_is_adopted(disk: Disk, style: str) -> None:
+    disk.chain({"b": B, "p": P, "x": X}, style=style)
+    before = disk.spec("b <- p <- x").read_text()
+    assert disk.apply().code == 0
+    disk.spec("b <- y", discard=["p", "x"])
+    assert disk.apply().code == 0
+    put = {name.rpartition("/")[2].partition("~")[0]: name for name in quarantined(disk)}
+    place = disk.images / put["x.qcow2"]
+    known = folder_facts(disk.state)
+    refused = run(disk, "adopt", "vm:vda", place, "-y", "--spec", disk.spec_file)
+
+    assert refused.code == 1
+    assert f"{place} is in quarantine" in refused.err
+    assert folder_facts(disk.state) == known
+    moved_out(disk, refused.err)
+    disk.spec_file.write_text(before)
+    assert disk.read("x") == disk.golden["x"]
+    assert quarantined(disk) == {}
+    assert_quiet(disk)
+
+
+def test_an_image_is_moved_out_of_quarantine_over_no_other(three: Disk) -> None:
+    three.spec("b <- p <- y", discard=["x"])
+    assert three.apply().code == 0
+    (name,) = quarantined(three)
+    three.path("x").write_text("somebody else's")
+    refused = run(three, "adopt", "vm:vda", three.images / name, "-y", "--spec", three.spec_file)
+    moved_out(three, refused.err)
+
+    assert three.path("x").read_text() == "somebody else's"
+    assert view(three.images / "x-1.qcow2") == three.golden["x"]
+    assert three.active() == three.images / "x-1.qcow2"
+
+
+def test_an_active_image_that_lies_in_quarantine_is_never_removed(three: Disk) -> None:
+    """An earlier version adopted such an image."""
+    put = three.images / FOLDER / "x.qcow2~20200101T000000Z"
+    put.parent.mkdir(0o700)
+    tool("mv", three.path("x"), put)
+    tool("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", three.path("p"), put)
+    (known,) = three.state.glob("vm.toml")
+    known.write_text(known.read_text().replace(str(three.path("x")), str(put)))
+    emptied = run(three, "gc", three.spec_file)
+    refused = run(three, "adopt", "vm:vda", "-y", "--spec", three.spec_file)
+
+    assert emptied.out == f"in use  {put}  it is in the chain of vm:vda\n", emptied
+    moved_out(three, refused.err)
+    assert three.read("x") == three.golden["x"]
+    assert_quiet(three)

@@ -320,6 +320,33 @@ def test_gc_keeps_an_image_that_an_overlay_of_another_spec_stands_on(disk: Disk)
     assert place.exists()
 
 
+def of_another_disk(disk: Disk, place: Path) -> Path:
+    """The spec of a disk whose active image is *place*."""
+    spec = disk.root / "other.toml"
+    spec.write_text(
+        f"version = 1\n[domains.z.disks.vda]\nchain = ['{disk.path('b')}', '{place}']\n"
+    )
+    return spec
+
+
+def test_gc_keeps_the_active_image_of_a_disk_of_another_spec(disk: Disk) -> None:
+    place = discarded(disk)
+    spec = of_another_disk(disk, place)
+    assert command("apply", "-y", "--state-dir", disk.state, spec).code == 0
+
+    assert collect(disk).out == f"in use  {place}  it is in the chain of z:vda\n"
+    assert place.exists()
+
+
+def test_gc_keeps_an_image_that_the_spec_lists(disk: Disk) -> None:
+    place = discarded(disk)
+    spec = of_another_disk(disk, place)
+    outcome = command("gc", "--all", "--state-dir", disk.state, spec)
+
+    assert outcome.out == f"in use  {place}  the spec of z:vda lists it\n"
+    assert place.exists()
+
+
 def test_gc_waits_for_who_works_in_the_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     place = discarded(disk)
     monkeypatch.setattr(applying, "PATIENCE", 0.1)
