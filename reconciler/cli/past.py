@@ -57,7 +57,8 @@ def print_kept(done: Emptied, *, dry_run: bool) -> None:
     """One line for each image, and a sum."""
     word = "would remove" if dry_run else "removed"
     for one in done.gone:
-        typer.echo(f"{word}  {printable(str(one.was))}  {human_size(one.size)}")
+        path, was = printable(str(one.path)), printable(str(one.was))
+        typer.echo(f"{word}  {path}  {human_size(one.size)}  (was {was})")
     for one in done.left:
         until = one.until.isoformat(timespec="minutes")
         typer.echo(f"kept until {until}  {printable(str(one.path))}  {human_size(one.size)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -345,6 +346,21 @@ def test_gc_keeps_an_image_that_the_spec_lists(disk: Disk) -> None:
 
     assert outcome.out == f"in use  {place}  the spec of z:vda lists it\n"
     assert place.exists()
+
+
+def test_gc_names_the_file_in_quarantine_and_not_the_one_that_was_put_in_its_place(
+    disk: Disk,
+) -> None:
+    place = discarded(disk)
+    shutil.copy(place, disk.path("x"))
+    words = ("gc", "--all", "--state-dir", disk.state, disk.spec_file)
+    told, done = command(*words, "--dry-run"), command(*words)
+
+    for outcome, word in ((told, "would remove"), (done, "removed")):
+        assert outcome.out.startswith(f"{word}  {place}  "), outcome
+        assert outcome.out.endswith(f"  (was {disk.path('x')})\n")
+    assert not place.exists()
+    assert disk.read("x") == disk.golden["x"]
 
 
 def test_gc_waits_for_who_works_in_the_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
