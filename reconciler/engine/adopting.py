@@ -127,7 +127,9 @@ def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:
     """Raises Mistake where *chain* ends in another disk's image, or steps of one write to it."""
     if why := forest.interrupted_by(replace(tree, chain=chain, wanted=())):
         raise Mistake(f"nothing was done: {why}")
-    active = chain.images[-1].path
+    if chain.active is None:
+        return
+    active = chain.active.path
     if active in tree.chain:
         return
     for label in forest.labels.get(active, ()):
