@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from reconciler.backends.offline import Offline, Verify
-from reconciler.engine import planning
+from reconciler.engine import permitted, planning
 from reconciler.engine.disk_state import (
     DiskState,
     Leftover,
@@ -35,7 +35,6 @@ from reconciler.model.desired import Spec
 from reconciler.model.errors import (
     Busy,
     ReconcilerError,
-    Refused,
     StaleChain,
     StepFailed,
     Stopped,
@@ -144,13 +143,13 @@ class Applier:
         """
         errors: list[ReconcilerError | None] = [None] * len(work)
         try:
-            with (
-                self._locked([plan for plan, _ in work]) as sessions,
-                self._stopped(work, sessions),
-            ):
+            with ExitStack() as held:
+                sessions = held.enter_context(self._locked([plan for plan, _ in work]))
+                able = _permitted(work, errors)
+                held.enter_context(self._stopped(list(able.values()), sessions))
                 runs: dict[int, Going] = {}
-                stopped = any(plan.restart for plan, _ in work)
-                for index, (plan, found) in enumerate(work):
+                stopped = any(plan.restart for plan, _ in able.values())
+                for index, (plan, found) in able.items():
                     try:
                         session = sessions[plan.label]
                         runs[index] = self._begun(plan, found, session, stopped=stopped)
@@ -175,7 +174,7 @@ class Applier:
             plan = self._same_steps(plan, fresh)
         if fresh.task is not None and fresh.task.busy:
             raise Busy(f"{fresh.chain.images[-1].path} is open for writing; shut the guest off")
-        _writable(plan)
+        permitted.require(plan, fresh)
         return _Run(self, plan, fresh, session).run()
 
     @contextmanager
@@ -319,15 +318,16 @@ def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
     return {path.parent for path in paths if path.parent.is_dir()}
 
 
-def _writable(plan: DiskPlan) -> None:
-    """Refused where a folder that is changed now can only be read, as under systemd's hardening."""
-    paths = (path for planned in plan.now for path in touched(planned.step))
-    for folder in dict.fromkeys(path.parent for path in paths):
-        if files.read_only(folder):
-            raise Refused(
-                f"virt-chain cannot write to {folder}: it is mounted read-only here",
-                "mount it for writing, or list it in ReadWritePaths= of the systemd unit",
-            )
+def _permitted(work: Sequence[Work], errors: list[ReconcilerError | None]) -> dict[int, Work]:
+    """Those of *work* that this user may carry out, asked before a guest is stopped for it."""
+    able: dict[int, Work] = {}
+    for index, (plan, found) in enumerate(work):
+        try:
+            permitted.require(plan, found)
+            able[index] = plan, found
+        except ReconcilerError as error:
+            errors[index] = error
+    return able
 
 
 def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) -> None:

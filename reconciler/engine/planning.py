@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reconciler.engine import quarantined
+from reconciler.engine import permitted, quarantined
 from reconciler.engine.disk_state import Leftover, Unfinished
 from reconciler.engine.fitting import require_room_for_names
 from reconciler.engine.interrupted import ways_back
@@ -121,7 +121,8 @@ def plan_disk(found: Look) -> DiskPlan:
             plan = _finish(empty, found, resumed)
         else:
             plan = _make(empty, found, found.task)
-        return replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
+        plan = replace(plan, steps=(*left, *plan.steps), fingerprint=fingerprint_of(found))
+        return replace(plan, notes=(*plan.notes, *permitted.notes(plan, found)))
     except ProofFailed as error:
         return replace(
             empty, error=f"{error}: this is a bug, and nothing is done; please report it"

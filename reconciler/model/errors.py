@@ -175,5 +175,8 @@ def worded(error: Exception) -> str:
     remedy = _REMEDIES.get(error.errno or 0)
     if error.errno == errno.EPERM:
         looks = " and ".join(f"'{name}'" for name in dict.fromkeys(names)) or "it"
-        remedy = f"where lsattr shows an i for {looks}, it is immutable until chattr -i"
+        remedy = (
+            "run virt-chain as its owner or as root; where lsattr shows an i for "
+            f"{looks}, it is immutable until chattr -i"
+        )
     return f"{said}; {remedy}" if remedy else said

@@ -5,13 +5,15 @@ Two folders with one device number may lie on two mounts (a bind mount), and
 rename(2) and link(2) between those fail with EXDEV; a file that was deleted and
 made anew may get the old inode number, and never the old birth time.
 
-Source: statx(2); STATX_BTIME and STATX_MNT_ID, which came with Linux 4.11 and 5.8.
+Source: statx(2); STATX_ATTR_IMMUTABLE, STATX_ATTR_APPEND; STATX_BTIME and STATX_MNT_ID,
+which came with Linux 4.11 and 5.8.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ _WANTED = _BASIC | _BTIME | _MNT_ID
 _AT_FDCWD = -100
 _ANSWER = Struct("=I28xQQ32xqI4xqI4xqI4x8xIIQ")
 """mask; inode, size; birth, change and modification time; device; mount."""
+_ATTRIBUTES = Struct("=8xQ")
+_IMMUTABLE, _APPEND = 0x10, 0x20
 _Buffer = ctypes.c_char * 256
 
 # an old C library has none: stat(2) answers, without birth time and mount
@@ -95,6 +99,17 @@ def identity_of(place: str | os.PathLike[str] | int, *, follow: bool = False) ->
         mount if mask & _MNT_ID else os.makedev(major, minor),
         os.makedev(major, minor),
     )
+
+
+def is_protected(path: Path) -> bool:
+    """True where *path* is immutable or append-only, for root too; False where nobody tells."""
+    if _statx is None:
+        return False
+    answer = _Buffer()
+    if _statx(_AT_FDCWD, os.fsencode(path), _NO_FOLLOW, 0, answer):
+        return False
+    (attributes,) = _ATTRIBUTES.unpack_from(answer)
+    return bool(attributes & (_IMMUTABLE | _APPEND))
 
 
 def _by_stat(place: str | os.PathLike[str] | int, follow: bool) -> FileIdentity:

@@ -29,6 +29,8 @@ from tests import forked
 
 EXECUTABLE = Path(sys.executable).with_name("virt-chain")
 """The command as it was installed, for tests that need a process of its own."""
+NOBODY = 65534
+"""A user without any rights."""
 KIB = 1024
 MIB = 1024 * 1024
 
@@ -604,3 +606,8 @@ def assert_untouched(disk: Disk, *names: str) -> None:
     keys = [str(disk.path(name).relative_to(disk.images)) for name in names]
 
     assert {key: now.get(key) for key in keys} == {key: disk.before[key] for key in keys}
+
+
+def unprivileged(disk: Disk, *words: str) -> Outcome:
+    """``virt-chain WORDS`` as the user that `NOBODY` is."""
+    return process(*words, "--state-dir", disk.state, disk.spec_file, user=NOBODY)

@@ -20,7 +20,15 @@ from reconciler.engine.state import StateFolder, waiting
 from reconciler.tools import files, images, process, qemuimg, views
 from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
-from tests.images.disks import Disk, Outcome, assert_done, assert_quiet, command, tool
+from tests.images.disks import (
+    Disk,
+    Outcome,
+    assert_done,
+    assert_quiet,
+    command,
+    folder_facts,
+    tool,
+)
 
 
 @contextmanager
@@ -119,15 +127,20 @@ def immutable(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("below", "above"), [(P, X), ("64k:P 448k:-", BIG_P)])
-def test_an_immutable_image_is_named(disk: Disk, below: str, above: str) -> None:
+def test_an_immutable_image_is_told_before_the_first_change(
+    disk: Disk, below: str, above: str
+) -> None:
     disk.chain({"b": B, "p": below, "x": above})
     disk.spec("b <- x", active="x.qcow2")
     with immutable(disk.path("p")):
         outcome = disk.apply()
+    unchanged = folder_facts(disk.images) == disk.before
     again = disk.apply()
 
     assert outcome.code == 1
-    assert f"{disk.path('p')}: Operation not permitted; where lsattr" in outcome.err
+    assert f"{disk.path('p')} cannot be changed: it is immutable (lsattr shows an i)" in outcome.err
+    assert f"chattr -i -a '{disk.path('p')}'" in outcome.err
+    assert unchanged
     assert again.code == 0, again.err
     assert_done(disk, "b <- x", current="x", gone=["p"])
 
