@@ -147,17 +147,11 @@ def _outside(task: Task, chain: Chain) -> Chain:
     ]
     if not foreign:
         return Chain()
+    _no_copy(task, chain, [task.wanted[index] for index in foreign])
     last = foreign[-1]
     top = task.wanted[last]
     there = task.outside[top.path]
     if last == len(task.wanted) - 1:
-        if len(chain) and chain.images[-1].path.name == top.path.name:
-            raise Refused(
-                f"{top.path} exists, and the active image of {task.label} is another file of that "
-                f"name, {chain.images[-1].path}",
-                "if the images were moved or copied, and the guest uses the listed one now, run: "
-                f"virt-chain adopt {task.label} {top.path}",
-            )
         raise Refused(
             f"{top.name} exists and is not in the observed chain {chain}: the current state "
             "cannot end in a foreign image",
@@ -178,6 +172,36 @@ def _outside(task: Task, chain: Chain) -> Chain:
             "another name",
         )
     return there
+
+
+def _no_copy(task: Task, chain: Chain, foreign: list[Wanted]) -> None:
+    """
+    The listed images must not be copies of the chain's, one of which the guest may use by now.
+
+    A spec that lists the active image says itself where the guest's data is, and a template
+    of the same name in another folder may be a newer one.
+    """
+    active = chain.active
+    if active is None or any(wanted.path == active.path for wanted in task.wanted):
+        return
+    observed = {image.path.name: image.path for image in chain}
+    own = (wanted for wanted in reversed(foreign) if wanted.path not in task.templates)
+    copy = next((wanted.path for wanted in own if wanted.path.name in observed), None)
+    if copy is None:
+        return
+    if copy.name == active.path.name:
+        raise Refused(
+            f"{copy} exists, and the active image of {task.label} is another file of that name, "
+            f"{active.path}",
+            "if the images were moved or copied, and the guest uses the listed one now, run: "
+            f"virt-chain adopt {task.label} {copy}",
+        )
+    raise Refused(
+        f"{copy} exists, and the chain of {task.label} has another file of that name, "
+        f"{observed[copy.name]}",
+        f"list the active image, {active.path}, on top; or, if the images were moved or copied, "
+        f"name the one that the guest uses now with: virt-chain adopt {task.label} IMAGE",
+    )
 
 
 def _kept_indices(above: tuple[Wanted, ...], chain: Chain) -> tuple[int | None, ...]:

@@ -395,6 +395,60 @@ def test_a_copy_of_the_images_is_told_from_the_images(three: Disk) -> None:
     assert three.apply().code == 0
 
 
+@pytest.mark.parametrize(
+    "listed", ["b <- p <- x <- wed", "b <- p <- wed", "b <- x <- wed", "b <- wed"]
+)
+def test_nothing_goes_on_above_a_copy_of_the_images(three: Disk, listed: str) -> None:
+    """The guest may use the copy by now: what is remembered is of the old folder."""
+    copy = three.root / "copy"
+    shutil.copytree(three.images, copy)
+    if listed == "b <- x <- wed":
+        tool("qemu-img", "rebase", "-q", "-F", "qcow2", "-b", "b.qcow2", copy / "x.qcow2")
+    three.spec(listed)
+    three.spec_file.write_text(three.spec_file.read_text().replace("/images", "/copy"))
+    before = folder_facts(three.images), folder_facts(copy)
+    refused = three.apply()
+
+    assert refused.code == 1
+    assert "is another file of that name" in refused.out or "has another file" in refused.out
+    assert (folder_facts(three.images), folder_facts(copy)) == before
+
+
+def test_a_snapshot_above_a_copy_is_taken_once_the_copy_is_adopted(three: Disk) -> None:
+    copy = three.root / "copy"
+    shutil.copytree(three.images, copy)
+    write(copy / "x.qcow2", "192k:- 64k:W")
+    golden = view(copy / "x.qcow2")
+    three.spec_file.write_text(three.spec_file.read_text().replace("/images", "/copy"))
+    before = three.spec_file.read_text()
+    words = ("snapshot", "vm", "wed", "-y", "--spec", three.spec_file)
+    refused = run(three, *words)
+
+    assert refused.code == 1
+    assert f"virt-chain adopt vm:vda {copy}/x.qcow2" in refused.out
+    assert three.spec_file.read_text() == before
+    assert (
+        run(three, "adopt", "vm:vda", copy / "x.qcow2", "-y", "--spec", three.spec_file).code == 0
+    )
+    assert run(three, *words).code == 0
+    assert view(copy / "wed.qcow2") == view(copy / "x.qcow2") == golden
+    assert three.read("x") == three.golden["x"]
+
+
+def test_a_template_of_the_same_name_in_another_folder_is_no_copy(disk: Disk) -> None:
+    disk.chain({"b": B, "x": X})
+    disk.spec("b <- x", templates=["b"])
+    assert disk.apply().code == 0
+    newer = disk.root / "newer"
+    newer.mkdir()
+    shutil.copy(disk.path("b"), newer)
+    text = disk.spec_file.read_text().replace("b.qcow2", f"{newer}/b.qcow2")
+    disk.spec_file.write_text(text.replace("x.qcow2", "y.qcow2"))
+
+    assert disk.apply().code == 0
+    assert disk.read("y") == disk.golden["x"]
+
+
 def test_a_change_that_a_snapshot_stands_on_is_not_forgotten(three: Disk) -> None:
     """A watch that takes a snapshot every night is no person who has checked anything."""
     write(three.path("p"), "64k:- 64k:W")
