@@ -99,14 +99,25 @@ def restore_points(task: Task, layout: Layout) -> RestorePoints:
 
 
 def _no_strangers(task: Task) -> None:
-    if task.strangers:
-        active = task.chain.active
-        raise Refused(
-            f"{', '.join(str(path) for path in task.strangers)} stands on "
-            f"{active}, the active image, and may hold the current state",
-            f"if the guest uses it, list it on top and run: virt-chain adopt {task.label} "
-            f"{task.strangers[0]}",
-        )
+    """No unlisted overlay may hold the current state; a listed one is the likelier to."""
+    active = task.chain.active
+    if not task.strangers or active is None:
+        return
+    on_it = [w for w in reversed(task.wanted) if active.path in task.outside.get(w.path, ())]
+    top, stranger, adopt = on_it[:1], task.strangers[0], f"virt-chain adopt {task.label}"
+    names = [str(one.path) for one in top] + [str(path) for path in task.strangers[:2]]
+    names += [f"{more} more"] if (more := len(task.strangers[2:])) else []
+    way = f"list {'it' if len(names) == 1 else 'that'} on top and run: {adopt} {stranger}"
+    if top:
+        name = top[0].name
+        way = f"if the guest uses {name}, run: {adopt} {name}; if it uses {stranger}, {way}"
+    else:
+        way = f"if the guest uses {'it' if len(names) == 1 else stranger}, {way}"
+    stand = "stands" if len(names) == 1 else "stand"
+    raise Refused(
+        f"{_listed(names)} {stand} on {active}, the active image, and may hold the current state",
+        way,
+    )
 
 
 def _own_active(task: Task, chain: Chain, discarded: tuple[Image, ...]) -> None:
@@ -247,7 +258,10 @@ def _ends(
 
 def describe(images: tuple[Image, ...]) -> str:
     """The names of *images* for a sentence: ``q``, ``q and r``, ``q, r and s``."""
-    names = [short_name(image.path) for image in images]
+    return _listed([short_name(image.path) for image in images])
+
+
+def _listed(names: list[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -16,6 +16,7 @@ from tests.images.disks import (
     assert_done,
     assert_quiet,
     assert_untouched,
+    command,
     folder_facts,
     held_open,
     tool,
@@ -102,6 +103,25 @@ def test_an_unlisted_overlay_on_the_active_image(disk: Disk) -> None:
     disk.spec("b <- x")
 
     refused(disk, str(disk.path("mine")), "stands on", "current state", "virt-chain adopt vm:vda")
+
+
+def test_a_listed_overlay_on_the_active_image_is_told_before_a_copy_of_it(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P})
+    disk.spec("b <- p")
+    assert disk.apply().code == 0
+    for name in ("copy", "x"):
+        disk.add(name, X, on="p")
+    disk.keep()
+    disk.spec("b <- p <- x")
+    adopt = "virt-chain adopt vm:vda"
+
+    way = f"if the guest uses x.qcow2, run: {adopt} x.qcow2; if it uses {disk.path('copy')}"
+    refused(disk, f"{disk.path('x')} and {disk.path('copy')} stand on p", way)
+    words = ("--spec", disk.spec_file, "--state-dir", disk.state)
+    assert command("adopt", "vm:vda", "x.qcow2", "-y", *words).code == 0
+    assert_quiet(disk)
+    assert disk.active() == disk.path("x")
+    assert_untouched(disk, "copy")
 
 
 def test_an_active_image_that_only_its_overlay_lists(disk: Disk) -> None:

@@ -742,6 +742,34 @@ REFUSALS = [
         "if the guest uses it, list it on top and run: virt-chain adopt web01:vda /images/z.qcow2",
     ),
     (
+        "two unlisted overlays on the active image",
+        "b*",
+        "b <- x*",
+        {"strangers": (path("y"), path("z"))},
+        (
+            "/images/y.qcow2 and /images/z.qcow2 stand on b, the active image, and may hold the "
+            "current state"
+        ),
+        (
+            "if the guest uses /images/y.qcow2, list that on top and run: virt-chain adopt web01:vda "
+            "/images/y.qcow2"
+        ),
+    ),
+    (
+        "a listed overlay on the active image, and an unlisted one",
+        "b*",
+        "b <- x*",
+        {"foreign": ["b <- x"], "strangers": (path("z"),)},
+        (
+            "/images/x.qcow2 and /images/z.qcow2 stand on b, the active image, and may hold the "
+            "current state"
+        ),
+        (
+            "if the guest uses x, run: virt-chain adopt web01:vda x; if it uses /images/z.qcow2, list "
+            "that on top and run: virt-chain adopt web01:vda /images/z.qcow2"
+        ),
+    ),
+    (
         "another order",
         "b <- p <- x*",
         "b <- x <- p*",
