@@ -65,6 +65,12 @@ class Tree:
     error: str | None = None
 
     @property
+    def written(self) -> frozenset[Path]:
+        """Images that the guest writes to, as far as that is known, now or once it is applied."""
+        active = self.attached or self.state.active
+        return frozenset(path for path in (active, *self.listed[-1:]) if path is not None)
+
+    @property
     def own(self) -> frozenset[str]:
         """Every name of this chain's images, and of what is left of it."""
         second = [image.second for image in self.chain if image.second]
@@ -101,6 +107,7 @@ class Forest:
         labels: Disks whose desired or observed chain has a file, and disks of domains.
         listed: Every file that a desired chain lists.
         templates: Files that some disk of the spec calls a template.
+        writers: Active images of the disks, as they are or as the spec has them, and whose.
         folders: Those of the disks to be planned that exist.
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
         unreadable: Why nobody can tell what is in flight: a state file is damaged.
@@ -124,6 +131,7 @@ class Forest:
     silent: Mapping[Path, Sequence[str]]
     uses: Callable[[str, Path], bool] | None = None
     at_work: Mapping[str, str] = field(default_factory=dict)
+    writers: Mapping[Path, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -150,7 +158,10 @@ class Forest:
         labels: dict[Path, dict[str, None]] = {}
         listed: set[Path] = set()
         templates: set[Path] = set()
+        writers: dict[Path, tuple[str, ...]] = {}
         for label, tree in trees.items():
+            for path in tree.written:
+                writers[path] = (*writers.get(path, ()), label)
             listed.update(tree.listed)
             for path, entry in zip(tree.listed, tree.desired.chain, strict=True):
                 if entry.template:
@@ -164,6 +175,8 @@ class Forest:
             together = {one: None for name in names for one in labels.get(name, ())}
             steps = tuple({one: None for name in names for one in flight.get(name, ())})
             labels |= dict.fromkeys(names, together)
+            writing = tuple({one: None for name in names for one in writers.get(name, ())})
+            writers |= dict.fromkeys(names, writing)
             flight |= dict.fromkeys(names, steps)
             listed |= names if names & listed else frozenset()
             templates |= names if names & templates else frozenset()
@@ -179,6 +192,7 @@ class Forest:
             host,
             silent or {},
             at_work=at_work or {},
+            writers=writers,
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
@@ -199,6 +213,18 @@ class Forest:
             labels = islice(self._listing(names, label), MANY)
             if users := dict.fromkeys((*map(os.path.basename, overlays), *labels)):
                 found[image.path] = tuple(users)[:MANY]
+        return found
+
+    def writers_of(self, tree: Tree) -> dict[Path, str]:
+        """Images that *tree* lists and is not on yet, and the other disk that writes to them."""
+        found: dict[Path, str] = {}
+        lower = {image.path for image in tree.chain.images[:-1]}
+        for path in tree.listed:
+            if path in lower or path in self.templates:
+                continue
+            others = (one for one in self.writers.get(path, ()) if one != tree.desired.label)
+            if (writer := next(others, None)) is not None:
+                found[path] = writer
         return found
 
     def strangers(self, tree: Tree) -> tuple[Path, ...]:

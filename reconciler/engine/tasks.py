@@ -139,6 +139,7 @@ def _task(tree: Tree, forest: Forest) -> Task:
         outside=dict(tree.outside),
         users=forest.users(tree),
         templates=forest.templates,
+        writers=forest.writers_of(tree),
         taken=forest.taken(tree),
         strangers=forest.strangers(tree),
         hidden=forest.hidden(tree),

@@ -31,6 +31,7 @@ def fingerprint(task: Task) -> str:
         "state": [task.on, str(task.attached), task.pinned, task.on_running],
         "snapshots": {name: str(one.image) for name, one in sorted(task.snapshots.items())},
         "definition": [task.transient, [str(path) for path in task.outdated]],
+        "writers": {str(path): who for path, who in sorted(task.writers.items())},
         "strangers": sorted(str(path) for path in task.strangers),
         "hidden": {str(path): str(file) for path, file in sorted(task.hidden.items())},
     }

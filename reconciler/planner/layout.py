@@ -56,6 +56,7 @@ def lay_out(task: Task) -> Layout:
         Refused: The chain cannot be reached by creating, merging and dropping.
     """
     _no_strangers(task)
+    _no_writers(task)
     chain, discarded = _without_discarded(task)
     outside = _outside(task, chain)
     _own_active(task, chain, discarded)
@@ -118,6 +119,17 @@ def _no_strangers(task: Task) -> None:
         f"{_listed(names)} {stand} on {active}, the active image, and may hold the current state",
         way,
     )
+
+
+def _no_writers(task: Task) -> None:
+    """No image is put on another disk's active image: it changes below it."""
+    for wanted in task.wanted:
+        if writer := task.writers.get(wanted.path):
+            raise Refused(
+                f"{writer} writes to {wanted.name}, its active image",
+                f"take {wanted.name} off the chain of {task.label}; to share it, list a new image "
+                f"on top of it for {writer} and apply that first",
+            )
 
 
 def _own_active(task: Task, chain: Chain, discarded: tuple[Image, ...]) -> None:

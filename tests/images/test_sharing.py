@@ -22,12 +22,37 @@ from tests.images.disks import (
     Disk,
     Outcome,
     command,
+    folder_facts,
     process,
     quarantined,
     tool,
     unprivileged,
     view,
 )
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """A disk that belongs to an unprivileged user, in a folder that every user can enter."""
+    assert os.geteuid() == 0, "only root can give files to another user; run the tests as root"
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    disk = Disk(folder)
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.state.mkdir()
+    disk.spec("b <- p <- x", active="x.qcow2")
+    config = folder / "config.toml"
+    config.touch(mode=0o600)
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(config))
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    yield disk
+    shutil.rmtree(folder)
+
+
+def unprivileged(disk: Disk, *words: str) -> Outcome:
+    return process(*words, "--state-dir", disk.state, disk.spec_file, user=NOBODY)
 
 
 def of_root(disk: Disk, content: bytes | None = None) -> Path:
@@ -403,3 +428,53 @@ def test_gc_keeps_what_a_disk_of_the_spec_stands_on(disk: Disk) -> None:
 
     assert "r.qcow2 stands on it" in emptied.out
     assert put.exists()
+
+
+OTHER = "[domains.ot.disks.vda]\nchain = [{}]\n"
+
+
+@pytest.mark.parametrize("listed", ["x <- y", "b <- x <- y"])
+def test_no_overlay_is_put_on_the_image_that_another_disk_of_the_spec_writes(
+    disk: Disk, listed: str
+) -> None:
+    if listed.startswith("b"):
+        disk.chain({"b": B, "x": X})
+    else:
+        disk.chain({"x": B})
+    of_ot = ", ".join(f'"{name}.qcow2"' for name in listed.split(" <- ")[:-1])
+    disk.spec(listed.removesuffix(" <- y"), target="ot.vda")
+    assert disk.apply().code == 0
+    disk.spec(listed, more=OTHER.format(of_ot))
+    before = folder_facts(disk.images)
+
+    refused = disk.apply()
+
+    assert refused.code == 1
+    assert "error: ot:vda writes to x.qcow2, its active image; take x.qcow2 off" in refused.out
+    assert folder_facts(disk.images) == before
+
+
+def test_an_image_is_shared_once_its_disk_goes_on_in_another(disk: Disk) -> None:
+    disk.chain({"b": B})
+    disk.spec("b <- y", more=OTHER.format('"b.qcow2", "x.qcow2"'), target="vm.vda")
+    ot = disk.spec_file.read_text()
+    disk.spec("b", target="ot.vda")
+    assert disk.apply().code == 0
+    disk.spec_file.write_text(ot)
+
+    disk.apply()
+    assert disk.apply().code == 0
+    assert disk.stack("x") == "b <- x"
+    assert disk.stack("y") == "b <- y"
+
+
+@pytest.mark.parametrize("templates", [["b"], []])
+def test_disks_share_lower_images_that_nobody_writes(disk: Disk, templates: list[str]) -> None:
+    disk.chain({"b": B})
+    entry = '{ file = "b.qcow2", template = true }' if templates else '"b.qcow2"'
+    disk.spec("b <- y", templates=templates, more=OTHER.format(f'{entry}, "x.qcow2"'))
+
+    assert disk.apply().code == 0
+    assert disk.stack("x") == "b <- x"
+    assert disk.stack("y") == "b <- y"
+    assert disk.plan().steps == []
