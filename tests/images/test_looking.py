@@ -22,9 +22,7 @@ from reconciler.model.steps import Commit
 from reconciler.spec.read import load
 from reconciler.tools import files, images, lookups, opening
 from reconciler.tools.lookups import Lookups, Memory
-from tests.images.disks import tool
-
-NOBODY = 65534
+from tests.images.disks import NOBODY, tool
 
 
 class Scene:

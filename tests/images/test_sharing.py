@@ -30,30 +30,6 @@ from tests.images.disks import (
     view,
 )
 
-NOBODY = 65534
-
-
-@pytest.fixture
-def theirs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """A disk that belongs to an unprivileged user, in a folder that every user can enter."""
-    assert os.geteuid() == 0, "only root can give files to another user; run the tests as root"
-    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    disk = Disk(folder)
-    disk.chain({"b": B, "p": P, "x": X})
-    disk.state.mkdir()
-    disk.spec("b <- p <- x", active="x.qcow2")
-    config = folder / "config.toml"
-    config.touch(mode=0o600)
-    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(config))
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
-    yield disk
-    shutil.rmtree(folder)
-
-
-def unprivileged(disk: Disk, *words: str) -> Outcome:
-    return process(*words, "--state-dir", disk.state, disk.spec_file, user=NOBODY)
-
 
 def of_root(disk: Disk, content: bytes | None = None) -> Path:
     """A file of root beside the images that no other user can read; an overlay on p by default."""

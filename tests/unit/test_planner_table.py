@@ -751,8 +751,8 @@ REFUSALS = [
             "current state"
         ),
         (
-            "if the guest uses /images/y.qcow2, list that on top and run: virt-chain adopt web01:vda "
-            "/images/y.qcow2"
+            "if the guest uses /images/y.qcow2, list that on top and run: "
+            "virt-chain adopt web01:vda /images/y.qcow2"
         ),
     ),
     (
@@ -765,8 +765,8 @@ REFUSALS = [
             "current state"
         ),
         (
-            "if the guest uses x, run: virt-chain adopt web01:vda x; if it uses /images/z.qcow2, list "
-            "that on top and run: virt-chain adopt web01:vda /images/z.qcow2"
+            "if the guest uses x, run: virt-chain adopt web01:vda x; if it uses /images/z.qcow2, "
+            "list that on top and run: virt-chain adopt web01:vda /images/z.qcow2"
         ),
     ),
     (
