@@ -30,7 +30,10 @@ def adopt(
             raise Mistake("stdin is not a terminal; use -y to adopt without confirmation")
         typer.confirm("Adopt this?", abort=True, err=True)
     carry_out(adoption, spec, states, waiting(PATIENCE))
-    typer.echo("Adopted. See what is left to do with: virt-chain plan")
+    if edit := adoption.edit:
+        typer.echo(printable(f"Adopted. In {disk.where.file}, {edit}; then run: virt-chain plan"))
+    else:
+        typer.echo("Adopted. See what is left to do with: virt-chain plan")
 
 
 def _show(adoption: Adoption) -> None:

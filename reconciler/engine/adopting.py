@@ -8,6 +8,7 @@ nothing is done about it until a person has decided.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,6 +43,25 @@ class Adoption:
     facts: tuple[str, ...]
     state: DiskState
     before: DiskState
+
+    @property
+    def edit(self) -> str | None:
+        """What to write in the spec before it can be planned; None: it can be as it is."""
+        active, disk = self.chain.active, self.disk
+        if active is None or not disk.chain:
+            return None
+        listed = [images.real(entry.path) for entry in disk.chain]
+        discards = active.path in map(images.real, disk.discard)
+        if active.path == listed[-1] or not (listed[-1].exists() or discards):
+            return None
+        relative = os.path.relpath(active.path, os.path.realpath(disk.directory))
+        name = min(relative, str(active.path), key=len)
+        if active.path in listed:
+            return f"take what is above {name} off the chain"
+        where = f"in place of {disk.chain[-1].name}"
+        if listed[-1] in self.chain:
+            where = "on top of the chain"
+        return f"list {name} {where}" + (" and take it off `discard`" if discards else "")
 
 
 def consider(

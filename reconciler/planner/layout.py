@@ -174,18 +174,15 @@ def _outside(task: Task, chain: Chain) -> Chain:
     last = foreign[-1]
     top = task.wanted[last]
     there = task.outside[top.path]
-    if last == len(task.wanted) - 1:
+    beside = len(chain) > 0 and chain.images[-1].path in there
+    if last == len(task.wanted) - 1 or beside:
+        why = "the current state cannot end in a foreign image"
+        if last != len(task.wanted) - 1:
+            why = f"it stands on {chain.images[-1]} and does not hold the current state"
         raise Refused(
-            f"{top.name} exists and is not in the observed chain {chain}: the current state "
-            "cannot end in a foreign image",
-            f"give the active image a new name; if the guest uses {top.name}, run: "
+            f"{top.name} exists and is not in the observed chain {task.chain}: {why}",
+            f"{_instead_of(top, task)}; if the guest uses {top.name}, run: "
             f"virt-chain adopt {task.label} {top.name}",
-        )
-    if len(chain) and chain.images[-1].path in there:
-        raise Refused(
-            f"{top.name} stands on {chain.images[-1].name}, the active image, and does not hold "
-            "the current state",
-            f"take {top.name} off the chain, or name it with `active` if the guest writes to it",
         )
     listed = tuple(wanted.path for wanted in task.wanted[: last + 1])
     if there.paths != listed:
@@ -225,6 +222,21 @@ def _no_copy(task: Task, chain: Chain, foreign: list[Wanted]) -> None:
         f"list the active image, {active.path}, on top; or, if the images were moved or copied, "
         f"name the one that the guest uses now with: virt-chain adopt {task.label} IMAGE",
     )
+
+
+def _instead_of(top: Wanted, task: Task) -> str:
+    """What to list where the spec has *top*, a foreign image, above the data of the disk."""
+    active = task.chain.active
+    if active is None:
+        return f"list a new name in place of {top.name}"
+    if active.path in task.discard:
+        return (
+            f"to go on from {active}, the active image, list it in place of {top.name} and take "
+            "it off `discard`"
+        )
+    if any(active.path == wanted.path for wanted in task.wanted):
+        return f"list a new name in place of {top.name}, or take it off the chain"
+    return f"list {active}, the active image, or a new name in place of {top.name}"
 
 
 def _kept_indices(above: tuple[Wanted, ...], chain: Chain) -> tuple[int | None, ...]:

@@ -729,6 +729,51 @@ def test_an_image_in_quarantine_is_moved_out_before_it_is_adopted(disk: Disk, st
     assert_quiet(disk)
 
 
+def test_a_rollback_is_taken_back_as_it_is_told(three: Disk) -> None:
+    """Each act names the next one: the images out of quarantine, adopt, then the spec."""
+    act = ("--spec", three.spec_file, "--state-dir", three.state)
+    assert command("rollback", "vm", "--to", "p.qcow2", "-y", *act).code == 0
+    (overlay,) = three.images.glob("vm-vda-*")
+    write(overlay, "64k:- 64k:Y")
+    since = view(overlay)
+    (name,) = quarantined(three)
+    tool("mv", "-n", three.images / name, three.path("x"))
+    adopted = command("adopt", "vm:vda", "x.qcow2", "-y", *act)
+    edit = f"list x.qcow2 in place of {overlay.name} and take it off `discard`"
+    assert f"Adopted. In {three.spec_file}, {edit}; then run: virt-chain plan" in adopted.out
+
+    before = three.everything()
+    planned = three.plan()
+    snapshot = command("snapshot", "vm", "fri", "--no-apply", *act)
+    assert three.apply().code == 1
+    for error in (planned.error or "", snapshot.out):
+        assert "is not in the observed chain b <- p <- x*" in error
+        way = f"list it in place of {overlay.name} and take it off `discard`"
+        assert f"to go on from x, the active image, {way}" in error
+    assert three.everything() == before
+
+    three.spec("b <- p <- x")
+    assert_quiet(three)
+    assert three.read("x") == three.golden["x"]
+    assert view(overlay) == since
+
+
+def test_adopting_a_listed_image_asks_for_no_edit(three: Disk) -> None:
+    three.path("x").rename(three.root / "away.qcow2")
+    adopted = run(three, "adopt", "vm:vda", "p.qcow2", "-y", "--spec", three.spec_file)
+
+    assert adopted.out.endswith("Adopted. See what is left to do with: virt-chain plan\n")
+
+
+def test_adopting_an_overlay_made_by_hand_tells_to_list_it(three: Disk) -> None:
+    three.add("mine", "64k:Z", on="x")
+    adopted = run(three, "adopt", "vm:vda", "mine.qcow2", "-y", "--spec", three.spec_file)
+
+    assert "list mine.qcow2 on top of the chain; then run: virt-chain plan" in adopted.out
+    three.spec("b <- p <- x <- mine")
+    assert_quiet(three)
+
+
 def test_an_image_is_moved_out_of_quarantine_over_no_other(three: Disk) -> None:
     three.spec("b <- p <- y", discard=["x"])
     assert three.apply().code == 0

@@ -279,7 +279,7 @@ def test_a_foreign_image_on_top(disk: Disk) -> None:
     disk.add("other", B)
     disk.spec("b <- other", active="x.qcow2")
 
-    refused(disk, "other", "not in the observed chain", "new name")
+    refused(disk, "other", "not in the observed chain b <- x*", "list x, the active image")
 
 
 def test_a_disk_never_shrinks(disk: Disk) -> None:

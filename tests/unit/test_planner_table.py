@@ -810,7 +810,52 @@ REFUSALS = [
             "c exists and is not in the observed chain b <- p*: the current state cannot end in a "
             "foreign image"
         ),
-        "give the active image a new name; if the guest uses c, run: virt-chain adopt web01:vda c",
+        (
+            "list p, the active image, or a new name in place of c; if the guest uses c, run: "
+            "virt-chain adopt web01:vda c"
+        ),
+    ),
+    (
+        "a foreign image on top of the active one",
+        "b <- p*",
+        "b <- p <- c*",
+        {"foreign": ["b <- p <- c"]},
+        (
+            "c exists and is not in the observed chain b <- p*: the current state cannot end in a "
+            "foreign image"
+        ),
+        (
+            "list a new name in place of c, or take it off the chain; if the guest uses c, run: "
+            "virt-chain adopt web01:vda c"
+        ),
+    ),
+    (
+        "a foreign image on top, where the active one is discarded",
+        "b <- p*",
+        "b <- c*",
+        {"foreign": ["b <- c"], "discard": "p"},
+        (
+            "c exists and is not in the observed chain b <- p*: the current state cannot end in a "
+            "foreign image"
+        ),
+        (
+            "to go on from p, the active image, list it in place of c and take it off `discard`; "
+            "if the guest uses c, run: virt-chain adopt web01:vda c"
+        ),
+    ),
+    (
+        "a new image on a foreign one, where the active one is discarded",
+        "b <- p*",
+        "b <- c <- y*",
+        {"foreign": ["b <- c"], "discard": "p"},
+        (
+            "c exists and is not in the observed chain b <- p*: it stands on b and does not hold "
+            "the current state"
+        ),
+        (
+            "to go on from p, the active image, list it in place of c and take it off `discard`; "
+            "if the guest uses c, run: virt-chain adopt web01:vda c"
+        ),
     ),
     (
         "a foreign image that stands on another one than the spec has",
