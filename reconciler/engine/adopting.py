@@ -77,6 +77,7 @@ def consider(
     Raises:
         ReconcilerError: There is nothing to adopt, or it cannot be done; says why.
     """
+    states.disk(disk.domain, disk.target)  # a damaged file is in the way of any adopting
     survey = Survey(spec, states, Lookups())
     forest = survey.forest([disk])
     if who := forest.at_work.get(disk.label):
@@ -127,6 +128,8 @@ def consider(
     if tree.found is not None and active.path != tree.attached and tree.found.domain.on:
         raise Refused(f"{disk.domain} is {tree.found.domain.state}", "shut it off first")
     facts = tuple(_facts(tree.state, unfinished, tree.changes, known, active.path))
+    if known is None and image is not None:
+        facts = (f"{active.path} is the active image; none was remembered", *facts)
     fresh = settled_state(replace(tree.state, images={}, leftovers=()), chain)
     state = replace(fresh, unfinished=unfinished)
     if unfinished is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -320,20 +321,34 @@ class _File:
             return load_text(self._text)
         except ValueError as error:
             raise StateError(
-                f"{self._name} cannot be used ({error}); look at the images with `virt-chain "
-                "show`, then move the file away: the active image is then taken from `active` or "
-                "the spec's chain"
+                f"{self._name} cannot be used ({error}); {_away(self._name)}"
             ) from error
+
+
+def _away(name: str) -> str:
+    """What to do with the state file *name*, which is damaged."""
+    file, place = shlex.quote(name), shlex.quote(f"{name}.damaged")
+    return (
+        f"move the file away: mv --backup=numbered {file} {place}; a disk without libvirt then "
+        "goes on from `active`, else from the highest image of its chain that exists: see with "
+        "virt-chain show and plan that this is the one that the guest used last, or name that one "
+        "with virt-chain adopt; leave the spec as it is until apply has run, as a merge may have "
+        "been interrupted"
+    )
 
 
 def _parse(name: str, descriptor: int, found: os.stat_result) -> _File | StateError:
     if found.st_size > _LARGEST:
-        return StateError(f"{name} cannot be read: it is larger than any state file")
+        return StateError(
+            f"{name} cannot be used (it is larger than any state file); {_away(name)}"
+        )
     try:
         with open(descriptor, "rb", closefd=False) as file:
             return _File(name, file.read().decode())
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         return StateError(f"{name} cannot be read: {error}")
+    except UnicodeDecodeError as error:
+        return StateError(f"{name} cannot be used ({error}); {_away(name)}")
 
 
 def _file(name: str, lookups: Lookups) -> _File | None:

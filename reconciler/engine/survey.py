@@ -253,9 +253,9 @@ class Survey:
             state,
             discard=tuple(lookups.path(path) for path in disk.discard),
             trust=self.context.trusting(disk.format),
-            error=error,
         )
-        return tree if error else self._with_chain(tree)
+        tree = self._with_chain(tree)
+        return replace(tree, error=error) if error else tree  # the chain is shown, and no more
 
     def _with_chain(self, tree: Tree) -> Tree:
         lookups, state = self.lookups, tree.state

@@ -774,6 +774,69 @@ def test_adopting_an_overlay_made_by_hand_tells_to_list_it(three: Disk) -> None:
     assert_quiet(three)
 
 
+def cut(disk: Disk) -> Path:
+    """The state file of *disk*, cut as by a full filesystem."""
+    (file,) = disk.state.glob("vm.toml")
+    file.write_bytes(file.read_bytes()[:40])
+    return file
+
+
+def moved_away(said: str) -> None:
+    """Move a state file away as *said* names it."""
+    words = said.partition("move the file away: ")[2].partition("; ")[0]
+    tool(*shlex.split(words))
+
+
+def test_a_damaged_state_file_is_moved_away_and_all_goes_on(three: Disk) -> None:
+    file = cut(three)
+    before = folder_facts(three.images)
+    planned, applied = three.plan(), three.apply()
+    for words in ([], ["x.qcow2"]):
+        adopted = run(three, "adopt", "vm:vda", *words, "-y", "--spec", three.spec_file)
+        assert adopted.code == 1
+        assert f"{file} cannot be used" in adopted.err
+        assert "move the file away" in adopted.err
+        assert "IMAGE" not in adopted.err
+    assert (planned.code, applied.code) == (1, 1)
+    assert folder_facts(three.images) == before
+    for _ in range(2):  # the second one is kept beside the first
+        moved_away(planned.error or "")
+        assert three.plan().steps == []
+        assert three.apply().code == 0
+        file.write_text("x = [")
+    moved_away(planned.error or "")
+
+    assert len(list(three.state.glob("vm.toml.damaged*"))) == 3
+    assert three.plan().steps == []
+    assert folder_facts(three.images) == before
+
+
+def test_show_draws_the_images_beside_a_damaged_state_file(three: Disk) -> None:
+    cut(three)
+    shown = run(three, "show", three.spec_file)
+
+    assert shown.code == 1
+    assert "active: vm:vda" in shown.out
+    assert shown.out.count("restore point") == 2
+    assert "move the file away" in " ".join(shown.out.split())
+
+
+def test_an_active_image_that_only_a_damaged_state_file_had_is_adopted(three: Disk) -> None:
+    """The guest goes on in an overlay that no spec lists, and nothing is made in its place."""
+    three.add("mine", "64k:Z", on="x")
+    assert run(three, "adopt", "vm:vda", "mine.qcow2", "-y", "--spec", three.spec_file).code == 0
+    cut(three)
+    moved_away(three.plan().error or "")
+    refused = three.apply()
+    assert refused.code == 1
+    assert f"virt-chain adopt vm:vda {three.path('mine')}" in refused.out + refused.err
+    again = run(three, "adopt", "vm:vda", "mine.qcow2", "-y", "--spec", three.spec_file)
+    assert again.code == 0, again
+    assert f"{three.path('mine')} is the active image; none was remembered" in again.out
+    three.spec("b <- p <- x <- mine")
+    assert_quiet(three)
+
+
 def test_an_image_is_moved_out_of_quarantine_over_no_other(three: Disk) -> None:
     three.spec("b <- p <- y", discard=["x"])
     assert three.apply().code == 0
