@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,9 @@ class Edit(Protocol):
 
     def write(self) -> None:
         """Write it: what follows is done."""
+
+    def take_back(self, labels: Collection[str]) -> None:
+        """Take it back for the disks *labels*, to which nothing was done."""
 
 
 @dataclass(slots=True)
@@ -150,7 +153,7 @@ class Session:
         """All rounds; without a gate there is no other round."""
         reporter = Silent() if self.as_json else Terminal(bars=self.jobs == 1)
         applier = Applier(spec, self.states, self.options, reporter)
-        reconciling = Reconciling(applier, self)
+        reconciling, first = Reconciling(applier, self), admitted
         for domain, target in gone:
             message = "stale: the spec does not have this disk any more; plan again"
             reconciling.add(Result(domain, target, "error", message))
@@ -179,6 +182,8 @@ class Session:
             reconciling.write_history()
             if self.as_json:
                 print(json.dumps(self._as_data(plan, reconciling), indent=2), flush=True)
+        if self.edit is not None and (labels := _unchanged(reconciling, first)):
+            self.edit.take_back(labels)
         good = all(result.status in ("applied", "unchanged") for result in reconciling.results)
         if not self.as_json:
             self._close(reconciling, seconds)
@@ -248,6 +253,25 @@ class Session:
                 for one in reconciling.results
             ],
         }
+
+
+def _unchanged(reconciling: Reconciling, admitted: Admitted) -> set[str]:
+    """Disks that something went wrong with before the first change of them."""
+    failed = {one.label for one in reconciling.results if one.status in ("failed", "error")}
+    unchanged = failed - reconciling.begun
+    for disk, found in admitted.work:
+        if disk.label in failed & reconciling.begun:
+            fresh = reconciling.applier.looking.again(found.desired)
+            same = [image.identity for image in fresh.chain] == [
+                image.identity for image in found.chain
+            ]
+            if same and fresh.chain.paths == found.chain.paths and not _half_done(fresh):
+                unchanged.add(disk.label)
+    return unchanged
+
+
+def _half_done(found: Look) -> bool:
+    return found.error is not None or found.resumed is not None
 
 
 def _too_many(total: int, most: int) -> str:

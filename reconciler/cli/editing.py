@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,10 +20,10 @@ from reconciler.cli.applying import Session
 from reconciler.cli.naming import apply_command, printable
 from reconciler.cli.progress import Silent
 from reconciler.engine import specfile
-from reconciler.engine.applying import Applier, Options
+from reconciler.engine.applying import PATIENCE, Applier, Options
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import overwritten, plan_all
-from reconciler.engine.state import StateFolder
+from reconciler.engine.state import StateFolder, waiting
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Entry, Spec
 from reconciler.model.errors import Mistake
@@ -62,7 +64,11 @@ class Texts:
 
     Attributes:
         files: Each file by its path with links resolved, as the user wrote it.
+        edits: The edits of each file, with the label of the disk that each is made for.
         alone: What holds those that are *locked*, until they are written.
+        disks: What holds the locks of the disks, so that what is looked at is nobody's half-done
+            work.
+        asks: Somebody is asked before they are written, and keeps nobody waiting.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
@@ -70,6 +76,19 @@ class Texts:
     after: dict[Path, str] = field(default_factory=dict)
     alone: ExitStack = field(default_factory=ExitStack)
     locked: set[Path] = field(default_factory=set)
+    edits: dict[Path, list[tuple[str, Callable[[str], str]]]] = field(default_factory=dict)
+    disks: ExitStack = field(default_factory=ExitStack)
+    asks: bool = False
+
+    def edit(self, disk: DesiredDisk, how: Callable[..., str], *what: Any, **more: Any) -> None:
+        """Edit the text that defines *disk* as *how* does, a function of `reconciler.spec.edit`."""
+
+        def edited(text: str) -> str:
+            return how(text, disk.domain, disk.target, *what, **more)
+
+        file, text = Path(os.path.realpath(disk.where.file)), edited(self.of(disk))
+        self.after[file] = text
+        self.edits.setdefault(file, []).append((disk.label, edited))
 
     def of(self, disk: DesiredDisk) -> str:
         """The text that defines *disk*, with the edits so far."""
@@ -79,15 +98,13 @@ class Texts:
             self.before[file] = self.after[file] = read_text(file)
         return self.after[file]
 
-    def put(self, disk: DesiredDisk, text: str) -> None:
-        """Let *text* define *disk*."""
-        self.after[Path(os.path.realpath(disk.where.file))] = text
-
     def check(self, plan: Plan) -> None:
         """Raise an error where a disk of *plan* has one."""
         if plan.errors:
             names = " and ".join(printable(str(name)) for name in self.files.values())
             raise Mistake(f"nothing was done: this cannot be planned; {names} is as it was")
+        if self.asks:
+            self.disks.close()
 
     def write(self) -> None:
         """Write every file that changes, each in one act; all of them or none."""
@@ -102,6 +119,33 @@ class Texts:
                 raise
             written.append(file)
         self.alone.close()
+
+    def take_back(self, labels: Collection[str]) -> None:
+        """
+        Let the files say of the disks *labels* what they did before, as nothing was done to them.
+
+        What is asked for and not done would be done by a later apply, to what the guest
+        has written by then.  A file that was edited since is left as it is.
+        """
+        disks = ", ".join(sorted(labels))
+        for file, edits in self.edits.items():
+            text = self.before[file]
+            for label, edited in edits:
+                text = text if label in labels else edited(text)
+            if text == self.after[file]:
+                continue
+            name = printable(str(self.files[file]))
+            try:
+                specfile.replace_text(file, self.after[file], text)
+                said = f"nothing was done to {disks}; {name} is as it was"
+                if text != self.before[file]:
+                    said = f"nothing was done to {disks}; the edit of {name} for it is taken back"
+            except Mistake as error:
+                said = (
+                    f"nothing was done to {disks}, and the edit of {name} for it stays: {error}; "
+                    "look at it before the next apply"
+                )
+            print(f"virt-chain: {said}", file=sys.stderr)
 
     def _take_back(self, written: Sequence[Path], error: Mistake) -> None:
         """Let the files *written* say again what they did, as another one cannot be written."""
@@ -133,10 +177,7 @@ def snapshot(act: Act, name: str | None) -> bool:
 
     def edited(spec: Spec, disks: Sequence[DesiredDisk], texts: Texts) -> Sequence[DesiredDisk]:
         for disk, new in zip(disks, _new_names(spec, disks, name), strict=True):
-            text = edit.add_overlay(
-                texts.of(disk), disk.domain, disk.target, new, image_format=_format(disk)
-            )
-            texts.put(disk, text)
+            texts.edit(disk, edit.add_overlay, new, image_format=_format(disk))
         return disks
 
     return _edited(act, edited)
@@ -159,8 +200,7 @@ def drop(act: Act, images: Sequence[str]) -> bool:
         if tops:
             _remember(spec, act.states, look(spec, act.states, tops))
         for disk in chosen:
-            text = edit.drop_images(texts.of(disk), disk.domain, disk.target, gone[disk.label])
-            texts.put(disk, text)
+            texts.edit(disk, edit.drop_images, gone[disk.label])
         return chosen
 
     return _edited(act, edited)
@@ -176,16 +216,14 @@ def roll_back(act: Act, image: str) -> bool:
         for found, to, new in zip(looks, points, _new_names(spec, disks, None), strict=True):
             disk = found.desired
             _require_observed(found, to)
-            text = edit.roll_back(
-                texts.of(disk),
-                disk.domain,
-                disk.target,
+            texts.edit(
+                disk,
+                edit.roll_back,
                 to=to.name,
                 name=new,
                 discard=_above(found, to),
                 image_format=_format(disk),
             )
-            texts.put(disk, text)
         return disks
 
     return _edited(act, edited)
@@ -197,15 +235,19 @@ def _edited(act: Act, edited: Editing) -> bool:
 
     Where nobody is asked, the files are this act's alone from the text that is edited until
     the text that is written: of two acts at one time the second edits what the first wrote.
-    Who is asked may take an hour, and keeps nobody waiting.
+    The disks are this act's until it has ended: it plans from nobody's half-done work, and what
+    it planned is what it finds.  Who is asked may take an hour, and keeps nobody waiting.
+    Disks are locked before files: an edit may be taken back while the disks are held.
     """
     disks = disks_named(spec := _load(act, {}), act.where)
-    with ExitStack() as alone:
-        texts = Texts(alone=alone)
+    with ExitStack() as held, ExitStack() as alone:
+        names = [(disk.domain, disk.target) for disk in disks]
+        held.enter_context(act.states.keeping(names, waiting(PATIENCE)))
+        texts = Texts(alone=alone, disks=held, asks=act.apply and not act.yes)
         if act.yes or not act.apply:
             texts.locked.update(Path(os.path.realpath(disk.where.file)) for disk in disks)
             alone.enter_context(specfile.alone(texts.locked))
-            disks = disks_named(spec := _load(act, {}), act.where)
+        disks = disks_named(spec := _load(act, {}), act.where)
         return _done(act, edited(spec, disks, texts), texts)
 
 
@@ -352,6 +394,12 @@ def _new_names(spec: Spec, disks: Sequence[DesiredDisk], name: str | None) -> li
             if path not in taken and not os.path.lexists(path):
                 break
         else:
+            entry = next((e for e in disk.chain if os.path.realpath(e.path) == path), None)
+            if entry is not None and not os.path.lexists(path):
+                raise Mistake(
+                    f"{choice} is pending: {disk.label} lists it, and it is not created yet; "
+                    "create it with: virt-chain apply"
+                )
             raise Mistake(
                 f"{choice} is taken: it exists, or the spec lists or discards it; "
                 "choose another name"

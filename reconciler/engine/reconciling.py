@@ -80,6 +80,7 @@ class Reconciling:
         left: The last plan of each disk that ended well: deferred steps, or none.
         rest: Disks that have steps for another round, with their new plans.
         done: The steps that were done, by disk, in all rounds.
+        begun: Disks a step of which was begun, by label.
     """
 
     applier: Applier
@@ -87,12 +88,13 @@ class Reconciling:
     left: list[DiskPlan] = field(default_factory=list)
     rest: list[Work] = field(default_factory=list)
     done: dict[str, list[Done]] = field(default_factory=dict)
+    begun: set[str] = field(default_factory=set)
     _results: dict[str, Result] = field(default_factory=dict)
     _recorded: set[str] = field(default_factory=set)
     _seen: dict[str, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.applier.reporter = _Remembering(self.applier.reporter, self.done)
+        self.applier.reporter = _Remembering(self.applier.reporter, self.done, self.begun)
 
     @property
     def results(self) -> list[Result]:
@@ -269,8 +271,10 @@ class _Remembering:
 
     reporter: Reporter
     done: dict[str, list[Done]]
+    begun: set[str]
 
     def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
+        self.begun.add(plan.label)
         self.reporter.step(plan, number, planned)
 
     def progress(self, done: float) -> None:

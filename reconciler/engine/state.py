@@ -15,7 +15,7 @@ import os
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class StateFolder:
     folder: Path
     _held: _HeldFolders = field(default_factory=lambda: _HeldFolders())
     _own: set[tuple[str, str]] = field(default_factory=set)
+    _kept: set[tuple[str, str]] = field(default_factory=set)
     _signature: bytes = b""
     _others: int = 0
 
@@ -139,16 +140,37 @@ class StateFolder:
     @contextmanager
     def locked(self, domain: str, target: str, wait: Waiting) -> Iterator[Session]:
         """The session of a disk: nobody else works on it meanwhile."""
-        with wait(self.disk_lock_file(domain, target), f"{domain}:{target}"):
+        kept = (domain, target) in self._kept
+        with nullcontext() if kept else self._disk_locked(domain, target, wait):
             self._own.add((domain, target))
             try:
                 yield Session(self, domain, target, self.disk(domain, target))
             finally:
                 self._own.discard((domain, target))
 
+    @contextmanager
+    def keeping(self, disks: Iterable[tuple[str, str]], wait: Waiting) -> Iterator[None]:
+        """
+        The locks of *disks*, each a domain and a target, from a look until all is done.
+
+        Sessions of the same process find them held, and are made without waiting.  A disk
+        without a lock file was never worked on, and looking at it leaves none behind.
+        """
+        with ExitStack() as held:
+            for domain, target in sorted(set(disks)):
+                if not self._lock(f"{file_name(domain)}:{file_name(target)}").exists():
+                    continue
+                held.enter_context(self._disk_locked(domain, target, wait))
+                self._kept.add((domain, target))
+                held.callback(self._kept.discard, (domain, target))
+            yield
+
+    def _disk_locked(self, domain: str, target: str, wait: Waiting) -> AbstractContextManager[None]:
+        return wait(self.disk_lock_file(domain, target), f"{domain}:{target}")
+
     def at_work(self, domain: str, target: str) -> str | None:
         """Which other virt-chain works on a disk at this moment, in words; None: none."""
-        if (domain, target) in self._own:
+        if (domain, target) in self._own | self._kept:
             return None
         return files.holder(self._lock(f"{file_name(domain)}:{file_name(target)}"))
 

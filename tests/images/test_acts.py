@@ -6,13 +6,22 @@ import fcntl
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import typer
 
+from reconciler.cli import editing
+from reconciler.cli.editing import Texts
+from reconciler.engine.state import StateFolder, waiting
+from reconciler.spec import load
+from reconciler.spec.edit import add_overlay
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import (
     EXECUTABLE,
@@ -23,6 +32,7 @@ from tests.images.disks import (
     folder_facts,
     process,
     tool,
+    view,
     write,
 )
 
@@ -167,10 +177,6 @@ def test_without_apply_only_the_spec_is_edited(vm: Disk) -> None:
 
 @pytest.mark.parametrize("answer", ["n\n", "\n", "y\n"])
 def test_who_is_asked_may_say_no(vm: Disk, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     before = vm.spec_file.read_bytes()
 
@@ -476,3 +482,179 @@ def test_the_active_image_is_dropped_into_the_one_below(vm: Disk) -> None:
     assert vm.stack("p") == "b <- p"
     assert vm.read("p") == vm.golden["x"]
     assert_quiet(vm)
+
+
+def test_a_snapshot_that_is_listed_and_not_created_yet_is_pending(vm: Disk) -> None:
+    assert act(vm, "snapshot", "vm", "mon", "--no-apply").code == 0
+
+    again = act(vm, "snapshot", "vm", "mon", "-y")
+
+    assert again.code == 1
+    assert "mon.qcow2 is pending: vm:vda lists it, and it is not created yet" in again.err
+    assert vm.apply().code == 0
+    assert "is taken" in act(vm, "snapshot", "vm", "mon", "-y").err
+
+
+def test_a_snapshot_that_a_full_filesystem_refuses_takes_its_line_back(vm: Disk) -> None:
+    """A line of each failing night would become restore points of one moment."""
+    copies = [shutil.copy(path, vm.root) for path in vm.images.glob("*.qcow2")]
+    with full(vm.images, copies):
+        before = vm.spec_file.read_bytes()
+        for name in ("mon", "tue"):
+            failed = act(vm, "snapshot", "vm", name, "-y")
+
+            assert failed.code == 1
+            assert "No space left on device" in failed.err
+            assert f"nothing was done to vm:vda; {vm.spec_file} is as it was" in failed.err
+            assert vm.spec_file.read_bytes() == before
+        (vm.images / "fill").unlink()
+        assert act(vm, "snapshot", "vm", "wed", "-y").code == 0
+        assert vm.stack("wed") == "b <- p <- x <- wed"
+        assert vm.read("wed") == vm.golden["x"]
+
+
+@contextmanager
+def full(folder: Path, files: Iterable[str | Path]) -> Iterator[None]:
+    """A filesystem with *files* and no room."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a filesystem cannot be mounted here")
+    try:
+        for file in files:
+            shutil.copy(file, folder)
+        with (folder / "fill").open("wb", buffering=0) as fill, suppress(OSError):
+            while True:
+                fill.write(bytes(4096))
+        yield
+    finally:
+        tool("umount", folder)
+
+
+def test_an_edit_is_taken_back_for_the_disk_alone_that_nothing_was_done_to(vm: Disk) -> None:
+    vm.add("d", B)
+    text = vm.spec_file.read_text() + "\n[domains.vm]\ndisks.vdb.chain = ['d.qcow2']\n"
+    vm.spec_file.write_text(text)
+    states = ("--state-dir", vm.state)
+    assert command("hold", "vm:vdb", "--reason", "a backup", *states).code == 0
+
+    done = act(vm, "snapshot", "vm", "mon", "-y")
+
+    assert done.code == 1
+    assert f"the edit of {vm.spec_file} for it is taken back" in done.err
+    assert vm.spec_file.read_text() == text.replace(
+        '  "x.qcow2",\n', '  "x.qcow2",\n  "mon-vda.qcow2",\n'
+    )
+    assert vm.stack("mon-vda") == "b <- p <- x <- mon-vda"
+
+
+def test_a_rollback_of_a_disk_that_changed_meanwhile_is_taken_back(
+    vm: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `discard` would throw away what the guest has written until a later apply."""
+    elsewhere = vm.root / "elsewhere.toml"
+    text = vm.spec_file.read_text()
+    elsewhere.write_text(text.replace('"x.qcow2",', '"x.qcow2", "y.qcow2",'))
+    assert vm.apply().code == 0
+
+    def changed(*_: object, **__: object) -> bool:
+        return command("apply", "-y", elsewhere, "--state-dir", vm.state).code == 0
+
+    monkeypatch.setattr(typer, "confirm", changed)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    refused = act(vm, "rollback", "vm", "--to", "p")
+
+    assert refused.code == 1
+    assert "changed since the plan was made" in refused.err
+    assert f"nothing was done to vm:vda; {vm.spec_file} is as it was" in refused.err
+    assert vm.spec_file.read_text() == text
+    assert vm.stack("y") == "b <- p <- x <- y"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_spec_that_was_edited_since_keeps_an_edit_that_cannot_be_taken_back(
+    vm: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [disk] = load([vm.spec_file]).disks
+    texts = Texts()
+    texts.edit(disk, add_overlay, "mon.qcow2", image_format=None)
+    texts.write()
+    edited = vm.spec_file.read_text() + "# by hand\n"
+    vm.spec_file.write_text(edited)
+
+    texts.take_back({"vm:vda"})
+
+    assert vm.spec_file.read_text() == edited
+    assert "for it stays" in capsys.readouterr().err
+
+
+def test_two_rollbacks_at_one_time_never_discard_the_active_image(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.spec("b <- p <- x")
+    assert disk.apply().code == 0
+    words = ["rollback", "vm", "--to", "p", "-y", "--spec", disk.spec_file]
+    acts = [
+        subprocess.Popen(
+            [EXECUTABLE, *words, "--state-dir", disk.state],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [one.communicate(timeout=120)[1] for one in acts]
+
+    assert 0 in [one.returncode for one in acts], said
+    active = disk.active()
+    assert active is not None
+    [read] = load([disk.spec_file]).disks
+    assert active not in read.discard
+    assert read.chain[-1].path == active
+    write(active, "0:- 64k:W")
+    golden = view(active)
+    assert disk.apply().code == 0
+    assert view(active) == golden
+
+
+@pytest.mark.parametrize(
+    "words", [["snapshot", "vm", "mon"], ["drop", "vm", "p"], ["rollback", "vm", "--to", "p"]]
+)
+def test_an_act_waits_for_whoever_works_on_the_disk_and_looks_again(
+    vm: Disk, words: list[str]
+) -> None:
+    assert vm.apply().code == 0
+    states = StateFolder(vm.state)
+    x, away = vm.path("x"), vm.root / "away"
+    with states.locked("vm", "vda", waiting(0)):
+        x.rename(away)  # half done: the chain cannot be read
+        act_ = subprocess.Popen(
+            [EXECUTABLE, *words, "-y", "--spec", vm.spec_file, "--state-dir", vm.state],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(1.5)
+        waited = act_.poll() is None
+        away.rename(x)
+    _, said = act_.communicate(timeout=60)
+
+    assert waited
+    assert act_.returncode == 0, said
+
+
+def test_a_disk_that_another_works_on_for_long_is_told(
+    vm: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert vm.apply().code == 0
+    monkeypatch.setattr(editing, "PATIENCE", 0.2)
+    before = vm.spec_file.read_bytes()
+    with StateFolder(vm.state).locked("vm", "vda", waiting(0)):
+        told = act(vm, "snapshot", "vm", "mon", "-y")
+
+    assert told.code == 1
+    assert "vm:vda" in told.err, told
+    assert "at work" in told.err or "working" in told.err or "lock" in told.err, told
+    assert vm.spec_file.read_bytes() == before
