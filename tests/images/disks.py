@@ -518,11 +518,10 @@ class Disk:
         return " <- ".join(name for name, _ in reversed(self.headers(top)))
 
     def everything(self) -> dict[str, FileFacts]:
-        """The facts of every image and of the state directory."""
-        return {
-            **folder_facts(self.images),
-            **{f"state/{name}": fact for name, fact in folder_facts(self.state).items()},
-        }
+        """The facts of every image and of the state directory, but for locks, which are taken."""
+        state = {f"state/{name}": fact for name, fact in folder_facts(self.state).items()}
+        kept = {name: fact for name, fact in state.items() if not name.startswith("state/locks/")}
+        return {**folder_facts(self.images), **kept}
 
 
 def _toml(value: object) -> str:
