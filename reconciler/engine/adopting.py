@@ -130,7 +130,7 @@ def consider(
     facts = tuple(_facts(tree.state, unfinished, tree.changes, known, active.path))
     if known is None and image is not None:
         facts = (f"{active.path} is the active image; none was remembered", *facts)
-    fresh = settled_state(replace(tree.state, images={}, leftovers=()), chain)
+    fresh = settled_state(replace(tree.state, images={}, actives={}, leftovers=()), chain)
     state = replace(fresh, unfinished=unfinished)
     if unfinished is not None:
         state = replace(state, leftovers=tree.state.leftovers)
@@ -150,11 +150,9 @@ def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:
     """Raises Mistake where *chain* ends in another disk's image, or steps of one write to it."""
     if why := forest.interrupted_by(replace(tree, chain=chain, wanted=())):
         raise Mistake(f"nothing was done: {why}")
-    if chain.active is None:
+    if chain.active is None or chain.active.path in tree.chain:
         return
     active = chain.active.path
-    if active in tree.chain:
-        return
     for label in forest.labels.get(active, ()):
         if label != tree.desired.label:
             raise Mistake(

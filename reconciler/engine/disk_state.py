@@ -103,6 +103,8 @@ class DiskState:
             QEMU and the headers have, the name that the spec has.
         images: Who each image below the active one was when the disk was last
             applied, or when a person last accepted what is there.
+        actives: Who the active image was then.  The guest writes to it: its size and times
+            count for nothing.
         given_up: An image that a person has said is gone for good.
         restart: The guest was running, and has to be started again: it was stopped for a
             rollback of this disk, or of another one of the domain.
@@ -114,6 +116,7 @@ class DiskState:
     leftovers: tuple[Leftover, ...] = ()
     names: Mapping[Path, Path] = field(default_factory=dict)
     images: Mapping[Path, FileId] = field(default_factory=dict)
+    actives: Mapping[Path, FileId] = field(default_factory=dict)
     given_up: Path | None = None
     restart: bool = False
 
@@ -154,7 +157,7 @@ def resolved(state: DiskState, real: Callable[[str], str]) -> DiskState:
     """
     steps = state.unfinished.steps if state.unfinished else ()
     ends = (*state.names.values(), *filter(None, (state.active, state.given_up)))
-    paths = (*paths_in(state), *state.images, *state.names, *ends)
+    paths = (*paths_in(state), *state.images, *state.actives, *state.names, *ends)
     folders = {folder: real(folder) for folder in {_folder_of(path) for path in paths}}
     if all(folder == there for folder, there in folders.items()):
         return state
@@ -185,6 +188,7 @@ def resolved(state: DiskState, real: Callable[[str], str]) -> DiskState:
         leftovers=left(state.leftovers),
         names={moved(one): moved(other) for one, other in state.names.items()},
         images={moved(path): who for path, who in state.images.items()},
+        actives={moved(path): who for path, who in state.actives.items()},
         given_up=state.given_up and moved(state.given_up),
     )
 

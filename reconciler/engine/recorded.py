@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from reconciler.engine.disk_state import DiskState
-from reconciler.model.image import Chain
+from reconciler.model.image import Chain, FileId
 from reconciler.tools import files
 
 
@@ -19,9 +21,23 @@ def settled_state(state: DiskState, chain: Chain) -> DiskState:
     ours = state.unfinished.rewrites if state.unfinished else lambda _: False
     known = {path: who for path, who in state.images.items() if not ours(path)}
     images_ = {}
+    was_active = {path: who for path, who in state.actives.items() if not ours(path)}
     for image in chain.images[:-1]:
-        who = known.get(image.path) or files.file_id(image.path)
+        who = known.get(image.path) or _no_longer_active(image.path, was_active)
         if who is not None:
             images_[image.path] = who
+    actives = {}
     active = chain.active.path if chain.active else None
-    return replace(state, active=active, unfinished=None, images=images_, given_up=None)
+    if active is not None:
+        who = was_active.get(active) or known.get(active) or files.file_id(active)
+        if who is not None:
+            actives[active] = replace(who, size=0, modified=0, changed=0)
+    return replace(
+        state, active=active, unfinished=None, images=images_, actives=actives, given_up=None
+    )
+
+
+def _no_longer_active(path: Path, was_active: Mapping[Path, FileId]) -> FileId | None:
+    """Who the image *path* is that now lies below the active one; another file stays told."""
+    who, was = files.file_id(path), was_active.get(path)
+    return was if was is not None and who is not None and not who.is_same_file(was) else who

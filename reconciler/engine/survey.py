@@ -451,13 +451,15 @@ class Survey:
 
     def _changes(self, tree: Tree) -> dict[Path, str]:
         """
-        What somebody else has done to each image that was below the active one, in a sentence.
+        What somebody else has done to each image that is remembered, in a sentence.
+
+        The active image is the guest's to write to, and another file in its place is told.
 
         An image that only went off the chain is as it was: whoever merged its data upward by
         hand has changed no restore point.
         """
         unfinished = tree.state.unfinished
-        if not tree.state.images:
+        if not (tree.state.images or tree.state.actives):
             return {}
         concerned = {*tree.chain.paths, *tree.listed}
         active = tree.chain.active.path if tree.chain.active else None
@@ -468,7 +470,17 @@ class Survey:
             if path in concerned and (what := self._change(path, known)):
                 place = ", and is the active image now" if path == active else ""
                 found[path] = f"{path.name} {what}{place}"
+        if active is None or (unfinished is not None and unfinished.rewrites(active)):
+            return found
+        known_as = tree.state.actives.get(active)
+        if known_as is not None and self._is_another(active, known_as):
+            found[active] = f"{active.name}, the active image, is another file now"
         return found
+
+    def _is_another(self, path: Path, known: FileId) -> bool:
+        """True where *path* is another file than it was *known* as."""
+        now = files.file_id(path)
+        return now is not None and not now.is_same_file(known)
 
     def _change(self, path: Path, known: FileId) -> str | None:
         """

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -248,6 +249,93 @@ def test_the_active_image_may_have_been_written_to(three: Disk) -> None:
     write(three.path("x"), "64k:Y")
 
     assert "WARNING" not in run(three, "plan", three.spec_file).out
+
+
+NOT_X = "x.qcow2, the active image, is another file now"
+
+
+@pytest.mark.parametrize("below", [None, "p.qcow2"])
+@pytest.mark.parametrize(
+    ("chain", "keys"),
+    [
+        ("b <- p <- x", {"sizes": {"x": "2M"}}),
+        ("b <- x", {}),
+        ("b <- p <- z", {}),
+        ("b <- p <- y", {"discard": ["x"]}),
+    ],
+)
+def test_another_file_in_the_place_of_the_active_image_is_told_first_and_stays_as_it_is(
+    three: Disk, below: str | None, chain: str, keys: dict[str, Any]
+) -> None:
+    """Such as the disk of another guest, restored to the wrong folder."""
+    replaced(three.path("x"), below)
+    there = folder_facts(three.images)
+    shown = run(three, "show", three.spec_file)
+    settled = run(three, "plan", three.spec_file)
+    three.spec(chain, **keys)
+    planned, outcome = run(three, "plan", three.spec_file), three.apply()
+
+    for said in (shown, settled, planned):
+        assert f"WARNING: changed by another program: {NOT_X}" in said.out
+    assert outcome.code == 1, outcome
+    assert "virt-chain adopt vm:vda" in outcome.out
+    assert folder_facts(three.images) == there
+
+    adopted = run(three, "adopt", "vm:vda", "-y", "--spec", three.spec_file)
+    assert NOT_X in adopted.out
+    assert "is another file now" not in run(three, "plan", three.spec_file).out
+
+
+def test_an_image_that_was_replaced_while_it_was_active_is_told_below_a_snapshot(
+    three: Disk,
+) -> None:
+    replaced(three.path("x"), "p.qcow2")
+    three.spec("b <- p <- x <- y")
+    assert three.apply().code == 0
+    planned = run(three, "plan", three.spec_file)
+    three.spec("b <- p <- y")
+
+    assert "WARNING: changed by another program: x.qcow2 is another file now" in planned.out
+    assert three.apply().code == 1
+
+
+@pytest.mark.parametrize(
+    ("chain", "discard"),
+    [
+        ("b <- p <- x <- y", []),
+        ("b <- x", []),
+        ("b <- p", []),
+        ("b", []),
+        ("b <- p <- z", []),
+        ("b <- p <- y", ["x"]),
+        ("b <- p", ["x"]),
+    ],
+)
+def test_an_active_image_that_was_made_or_merged_by_an_apply_is_known_as_it_is_now(
+    three: Disk, chain: str, discard: list[str]
+) -> None:
+    three.spec(chain, discard=discard)
+    assert three.apply().code == 0
+    assert_quiet(three)
+    top = chain.rpartition(" ")[2]
+    replaced(three.path(top), None)
+
+    told = f"{top}.qcow2, the active image, is another file now"
+    assert told in run(three, "plan", three.spec_file).out
+
+
+def test_a_state_file_that_does_not_know_who_the_active_image_was_is_valid(three: Disk) -> None:
+    file = three.state / "vm.toml"
+    text = file.read_text()
+    head, table, rest = text.partition("[disks.vda.actives]\n")
+    assert table
+    file.write_text(head + rest.partition("\n")[2])
+    planned = three.plan()
+
+    assert (planned.code, planned.steps) == (0, [])
+    assert three.apply().code == 0
+    assert_quiet(three)
+    assert file.read_text().count("[disks.vda.actives]") == 1
 
 
 def interrupted(

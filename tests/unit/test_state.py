@@ -80,6 +80,7 @@ disk_states = st.builds(
     st.lists(leftovers, max_size=2).map(tuple),
     st.dictionaries(paths, paths, max_size=2),
     st.dictionaries(paths, file_ids, max_size=3),
+    st.dictionaries(paths, file_ids, max_size=1),
     st.none() | paths,
 )
 
