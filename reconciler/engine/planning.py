@@ -67,12 +67,26 @@ def _empty(found: Look) -> DiskPlan:
 
 
 def _warnings(found: Look) -> tuple[str, ...]:
-    """What was changed from outside, and how a person says that it is right."""
-    if not found.changes:
-        return ()
-    what = "; ".join(found.changes)
-    check = f"check that, then run: virt-chain adopt {found.desired.label}"
-    return (f"changed by another program: {what}; nothing copies its data until you {check}",)
+    """What was changed from outside or is damaged, and what a person does about it."""
+    warnings = []
+    if found.changes:
+        what = "; ".join(found.changes)
+        check = f"check that, then run: virt-chain adopt {found.desired.label}"
+        warnings.append(
+            f"changed by another program: {what}; nothing copies its data until you {check}"
+        )
+    for image in found.chain:
+        if image.corrupt:
+            what = f"{image.path.name} is marked corrupt"
+            if image == found.chain.active:
+                what = (
+                    f"{image.path.name}, the active image, is marked corrupt: no guest starts on it"
+                )
+            warnings.append(
+                f"{what}; shut the guest off, copy the image, then repair it with: "
+                f"qemu-img check -r all '{image.path}'"
+            )
+    return tuple(warnings)
 
 
 def settled_plan(found: Look) -> DiskPlan | None:

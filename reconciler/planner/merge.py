@@ -259,9 +259,9 @@ def _cheapest(
         else:
             choices.append(_into_new(run, views))
     if not choices and while_on:
-        raise Refused(_because(obstacles), "shut the guest off")
+        raise Refused(_because(obstacles, blocks), "shut the guest off")
     if not choices:
-        raise _no_way(run, obstacles)
+        raise _no_way(run, _because(obstacles, blocks))
     cheapest = min(choices, key=lambda choice: choice.order(thrifty=thrifty))
     return _explained(cheapest, choices)
 
@@ -307,18 +307,22 @@ def _not_live(task: Task, run: Run, index: int) -> str | None:
     return None
 
 
-def _no_way(run: Run, obstacles: Mapping[str, list[str]]) -> Refused:
+def _no_way(run: Run, why: str) -> Refused:
     away = [image for image in run.images if image.path != run.target]
     what = f"dropping {describe(tuple(away))}" if away else f"moving {run.top.name}"
     return Refused(
-        f"{what} would have to change an image that must stay as it is ({_because(obstacles)})",
+        f"{what} would have to change an image that must stay as it is ({why})",
         f"leave {describe(tuple(away)) or run.top.name} in the chain, or remove what stands "
         "in the way",
     )
 
 
-def _because(obstacles: Mapping[str, list[str]]) -> str:
-    return "; ".join(f"{', '.join(names)}: {why}" for why, names in obstacles.items())
+def _because(obstacles: Mapping[str, list[str]], blocks: Sequence[Block] = ()) -> str:
+    """Each obstacle with the images that it concerns; one of *blocks* names its own image."""
+    own = {why for spared, why in blocks if spared is None}
+    return "; ".join(
+        why if why in own else f"{', '.join(names)}: {why}" for why, names in obstacles.items()
+    )
 
 
 def _obstacle(
@@ -357,7 +361,7 @@ def _blocks(task: Task, run: Run) -> Iterator[Block]:
     """What forbids the merge of *run*, lowest image first."""
     for index, image in enumerate(run.images, start=run.first):
         if why := _left_alone(image):
-            yield None, why
+            yield None, f"{image.name}: {why}"
         elif not vanishes(task, run.chain, index):
             continue
         elif image.snapshots:

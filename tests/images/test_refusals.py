@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -542,3 +543,33 @@ def test_a_json_name_that_spells_out_the_images_below_is_refused_with_the_relink
     assert refused.error is not None
     assert refused.error.endswith(relink)
     assert disk.apply().code == 0
+
+
+@pytest.mark.parametrize("name", ["b", "p", "x"])
+@pytest.mark.parametrize(
+    ("chain", "keys"), [("b <- x", {}), ("b <- p <- x", {"sizes": {"x": "2M"}})]
+)
+def test_an_image_that_is_marked_corrupt_is_told_and_not_written_to(
+    disk: Disk, name: str, chain: str, keys: dict[str, Any]
+) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    with disk.path(name).open("r+b") as file:
+        file.seek(79)  # the lowest byte of the incompatible features
+        file.write(b"\x02")
+    disk.spec("b <- p <- x")
+    before = folder_facts(disk.images)[f"{name}.qcow2"]
+    settled, shown = disk.plan(), disk.show()["disks"][0]
+    disk.spec(chain, active="x.qcow2", **keys)
+    outcome = disk.apply()
+
+    warnings = settled.data["domains"][0]["disks"][0]["warnings"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{name}.qcow2")
+    assert "is marked corrupt" in warnings[0]
+    assert ("the active image" in warnings[0]) == (name == "x")
+    assert f"qemu-img check -r all '{disk.path(name)}'" in warnings[0]
+    assert shown["warnings"] == warnings
+    assert folder_facts(disk.images)[f"{name}.qcow2"] == before
+    if chain == "b <- x" and name != "b":
+        assert outcome.code == 1
+        assert f"({name}: it is marked corrupt" in outcome.out

@@ -927,7 +927,7 @@ REFUSALS = [
         "b <- p <- x*",
         {"facts": {"q": {"encrypted": True}}},
         (
-            f"{MUST_CHANGE} (q, x: encrypted images are left alone; decrypt with qemu-img convert "
+            f"{MUST_CHANGE} (q: encrypted images are left alone; decrypt with qemu-img convert "
             "first)"
         ),
         IN_THE_WAY,
@@ -937,7 +937,7 @@ REFUSALS = [
         "b <- p <- q <- x*",
         "b <- p <- x*",
         {"facts": {"x": {"data_file": True}}},
-        f"{MUST_CHANGE} (q, x: its data lies in an external data file, which is left alone)",
+        f"{MUST_CHANGE} (x: its data lies in an external data file, which is left alone)",
         IN_THE_WAY,
     ),
     (
@@ -945,7 +945,7 @@ REFUSALS = [
         "b <- p <- q <- x*",
         "b <- p <- x*",
         {"facts": {"q": {"corrupt": True}}},
-        f"{MUST_CHANGE} (q, x: it is marked corrupt; run qemu-img check -r all first)",
+        f"{MUST_CHANGE} (q: it is marked corrupt; run qemu-img check -r all first)",
         IN_THE_WAY,
     ),
     (
@@ -953,7 +953,7 @@ REFUSALS = [
         "b <- p <- q <- x*",
         "b <- p <- x*",
         {"facts": {"q": {"unknown_features": 0x40}}},
-        f"{MUST_CHANGE} (q, x: unknown incompatible features 0x40)",
+        f"{MUST_CHANGE} (q: unknown incompatible features 0x40)",
         IN_THE_WAY,
     ),
     (
