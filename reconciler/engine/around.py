@@ -125,13 +125,18 @@ class Around:
         return cls(domains, errors)
 
     def renewed(self, disk: DesiredDisk) -> Around:
-        """The same, with the domain of *disk* as it is now."""
+        """
+        The same, with the domain of *disk* as it is now.
+
+        A connection that did not answer stays silent until all its domains are read again:
+        of the other ones nothing is known.
+        """
         uri = disk.connection
-        if uri is None:
+        if uri is None or uri in self.errors:
             return self
         domains = dict(self.domains.get(uri, {}))
         domains.pop(disk.domain, None)
-        errors = {other: error for other, error in self.errors.items() if other != uri}
+        errors = dict(self.errors)
         try:
             if (domain := _connect(uri).domain(disk.domain)) is not None:
                 domains[domain.name] = domain
