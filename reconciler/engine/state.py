@@ -23,7 +23,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from reconciler.engine.disk_state import DiskState, resolved
-from reconciler.engine.state_text import Stored, dump_text, load_text
+from reconciler.engine.state_text import HEAD, Stored, dump_text, is_spec, load_text
 from reconciler.model.errors import StateError
 from reconciler.tools import files
 from reconciler.tools.homes import at_home
@@ -110,7 +110,7 @@ class StateFolder:
             if not name.endswith(".toml"):
                 continue
             file = _file(f"{folder}/{name}", lookups)
-            if file is None or not file.mentions_steps:
+            if file is None or not file.mentions_steps or file.is_spec:
                 continue
             for target, state in file.stored.disks.items():
                 if state.unfinished is None:
@@ -131,7 +131,10 @@ class StateFolder:
         folder = lookups.real(os.fspath(self.folder))
         found: dict[str, tuple[Path, ...]] = {}
         for name in lookups.names(folder) or ():
-            stored = _read(f"{folder}/{name}", lookups) if name.endswith(".toml") else Stored()
+            file = _file(f"{folder}/{name}", lookups) if name.endswith(".toml") else None
+            if file is None or file.is_spec:
+                continue
+            stored = file.stored
             for target, state in stored.disks.items():
                 active = () if state.active is None else (state.active,)
                 found[f"{stored.domain}:{target}"] = (*state.images, *active)
@@ -335,6 +338,11 @@ class _File:
     def mentions_steps(self) -> bool:
         """False where no steps are in flight, told without decoding."""
         return "unfinished" in self._text
+
+    @cached_property
+    def is_spec(self) -> bool:
+        """True for a spec: the state directory may be the folder of the specs, too."""
+        return not self._text.startswith(HEAD) and is_spec(self._text)
 
     @cached_property
     def stored(self) -> Stored:

@@ -51,6 +51,17 @@ def load_text(text: str) -> Stored:
     return decoded(Stored, data)
 
 
+def is_spec(text: str) -> bool:
+    """True where *text* says which chains are wanted, and nothing of what was done."""
+    if _LONG_KEY.search(text):
+        return False
+    try:
+        data = tomli.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return "domains" in data and "disks" not in data
+
+
 def dump_text(stored: Stored) -> str:
     """The text of a state file that holds *stored*."""
     import tomlkit  # takes a while, and only writing needs it
