@@ -66,9 +66,9 @@ class Texts:
         files: Each file by its path with links resolved, as the user wrote it.
         edits: The edits of each file, with the label of the disk that each is made for.
         alone: What holds those that are *locked*, until they are written.
-        disks: What holds the locks of the disks, so that what is looked at is nobody's half-done
-            work.
-        asks: Somebody is asked before they are written, and keeps nobody waiting.
+        disks: What holds the locks of the disks, so that no half-done work of another
+            virt-chain is looked at.
+        asks: The user is asked before they are written, with no lock held meanwhile.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
@@ -233,10 +233,10 @@ def _edited(act: Act, edited: Editing) -> bool:
     """
     Let *edited* edit the spec for the disks that it returns; then do as *act* says.
 
-    Where nobody is asked, the files are this act's alone from the text that is edited until
-    the text that is written: of two acts at one time the second edits what the first wrote.
-    The disks are this act's until it has ended: it plans from nobody's half-done work, and what
-    it planned is what it finds.  Who is asked may take an hour, and keeps nobody waiting.
+    Unless the user is asked, the files are locked from before they are read until they are
+    written: of two acts at the same time the second edits what the first wrote.  The disks are
+    locked until the act has ended, so that it neither plans from half-done work nor finds
+    anything else than it planned.  No lock is held while the user is asked.
     Disks are locked before files: an edit may be taken back while the disks are held.
     """
     disks = disks_named(spec := _load(act, {}), act.where)

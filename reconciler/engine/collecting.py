@@ -36,7 +36,7 @@ def empty_quarantine(
     """
     Remove what lies in quarantine beside the images of *spec* and whose time is over.
 
-    Nobody else changes images in those folders meanwhile.
+    Their folders are locked meanwhile.
 
     Args:
         dry_run: Only tell.
@@ -44,7 +44,7 @@ def empty_quarantine(
 
     Raises:
         Busy: Another virt-chain works in one of the folders.
-        StateError: A state file is damaged, and nobody can tell where its images are.
+        StateError: A state file is damaged, so that where its images are is unknown.
     """
     known = states.known_images(Lookups())
     folders = _folders(spec, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,32 +78,15 @@ def look_at(label: str, forest: Forest) -> Look:
     tree = forest.trees[label]
     error = tree.error or forest.interrupted_by(tree) or _no_folder(tree, forest)
     error = error or forest.data_file_in(tree)
-    if error is not None:
-        found = _look(tree, None, error)
-    else:
-        found = _look(tree, _task(tree, forest), None, forest.claimed(tree))
-    silent, at_work, newer = (
-        forest.silent_beside(tree),
-        forest.at_work.get(label),
-        forest.newer(tree),
-    )
-    if silent or at_work or newer:
-        found = replace(found, silent=silent, at_work=at_work, newer=newer)
-    return found
-
-
-def _look(
-    tree: Tree, task: Task | None, error: str | None, claimed: dict[Path, str] | None = None
-) -> Look:
     found = tree.found
     return Look(
         tree.desired,
         tree.state,
         tree.chain,
-        task,
+        _task(tree, forest) if error is None else None,
         tree.trust,
         error,
-        claimed=claimed or {},
+        claimed=forest.claimed(tree) if error is None else {},
         changes=tree.changes,
         changed=tree.changed,
         untouched=tree.untouched,
@@ -113,6 +96,9 @@ def _look(
         domain=found.domain if found else None,
         job=found.job if found else None,
         lost=tree.lost if error is None else None,
+        silent=forest.silent_beside(tree),
+        at_work=forest.at_work.get(label),
+        newer=forest.newer(tree),
     )
 
 
