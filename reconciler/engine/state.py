@@ -35,6 +35,8 @@ _LARGEST = 64 * 1024 * 1024
 LONGEST_NAME = 100
 """Characters of a quoted name that are kept in a file name (of 255 at most)."""
 
+_ELSEWHERE = f"run as its owner, or name another with --state-dir or {ENVIRONMENT}"
+
 Waiting = Callable[[Path, str], AbstractContextManager[None]]
 """Holds the lock on a file, once whoever has it releases it; the text tells what is locked."""
 
@@ -104,13 +106,9 @@ class StateFolder:
             StateError: A state file cannot be read.
         """
         lookups = lookups or Lookups()
-        folder = lookups.real(os.fspath(self.folder))
         found: dict[Path, tuple[str, ...]] = {}
-        for name in lookups.names(folder) or ():
-            if not name.endswith(".toml"):
-                continue
-            file = _file(f"{folder}/{name}", lookups)
-            if file is None or not file.mentions_steps or file.is_spec:
+        for file in self._files(lookups):
+            if not file.mentions_steps or file.is_spec:
                 continue
             for target, state in file.stored.disks.items():
                 if state.unfinished is None:
@@ -128,17 +126,25 @@ class StateFolder:
         Raises:
             StateError: A state file cannot be read.
         """
-        folder = lookups.real(os.fspath(self.folder))
         found: dict[str, tuple[Path, ...]] = {}
-        for name in lookups.names(folder) or ():
-            file = _file(f"{folder}/{name}", lookups) if name.endswith(".toml") else None
-            if file is None or file.is_spec:
+        for file in self._files(lookups):
+            if file.is_spec:
                 continue
             stored = file.stored
             for target, state in stored.disks.items():
                 active = () if state.active is None else (state.active,)
                 found[f"{stored.domain}:{target}"] = (*state.images, *active)
         return found
+
+    def _files(self, lookups: Lookups) -> Iterator[_File]:
+        folder = lookups.real(os.fspath(self.folder))
+        names = lookups.names(folder)
+        if names is None:
+            raise StateError(f"the state directory {self.folder} cannot be read; {_ELSEWHERE}")
+        for name in names:
+            file = _file(f"{folder}/{name}", lookups) if name.endswith(".toml") else None
+            if file is not None:
+                yield file
 
     @contextmanager
     def locked(self, domain: str, target: str, wait: Waiting) -> Iterator[Session]:
@@ -268,7 +274,7 @@ class StateFolder:
         except OSError as error:
             raise StateError(
                 f"the state directory {self.folder} cannot be created: {error.strerror}; "
-                f"name another with --state-dir or {ENVIRONMENT}"
+                f"{_ELSEWHERE}"
             ) from error
 
 
@@ -385,13 +391,15 @@ def _file(name: str, lookups: Lookups) -> _File | None:
     """The state file *name*; None: there is none."""
     real = lookups.real(name)
     if lookups.lstat(real) is None:
+        if why := lookups.hidden(real):
+            raise StateError(f"{name} cannot be read: {why}; {_ELSEWHERE}")
         return None
     try:
         file = lookups.read(real, _parse)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StateError(f"{name} cannot be read: {error.strerror}") from error
+        raise StateError(f"{name} cannot be read: {error.strerror}; {_ELSEWHERE}") from error
     if isinstance(file, StateError):
         raise file
     return file

@@ -504,7 +504,7 @@ class Survey:
             paths += (*tree.listed, *tree.chain.paths)
             paths += (image.path for _, some in tree.outside for image in some)
         folders = self.lookups.folders(paths) | {Path(one) for one in self.known_folders}
-        there = tuple(sorted(filter(self._is_folder, folders)))
+        there = tuple(sorted(folders))
         if self.lookups.memory is None:
             return scan(there, self.context.trust, self.lookups)
         return self.lookups.memory.of(

@@ -67,6 +67,10 @@ _LASTING = frozenset(
 """Errors of opening a file that stay for as long as nobody changes it or its folder."""
 
 
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
+"""Errors of lstat that say that no such file is there."""
+
+
 class Unsettled:
     """The answer about a file that may change without a trace: it equals no other answer."""
 
@@ -94,6 +98,7 @@ class Lookups:
         self.began = time.time_ns()
         self.memory = memory
         self._found: dict[str, os.stat_result | None] = {}
+        self._hidden: dict[str, str] = {}
         self._real: dict[str, str] = {}
         self._paths: dict[str, Path] = {}
         self._listed: dict[str, tuple[str, ...] | None] = {}
@@ -111,6 +116,14 @@ class Lookups:
         if self._recorders:
             self._record("version", name, self._version(name, found))
         return found
+
+    def hidden(self, name: str) -> str | None:
+        """Why nobody can tell whether *name* is there; None: it is, or it is not."""
+        self._lstat(name)
+        why = self._hidden.get(name)
+        if self._recorders:
+            self._record("hidden", name, why)
+        return why
 
     def version(self, name: str) -> object:
         """What changes whenever the file *name* is written to, replaced, moved or removed."""
@@ -170,7 +183,7 @@ class Lookups:
         Names in the folder *folder*, links resolved, in order, without those of folders.
 
         Returns:
-            None where it cannot be read.
+            None where it cannot be read; no name where there is no such folder.
         """
         if folder not in self._listed:
             self._listed[folder] = _listed(folder)
@@ -235,7 +248,11 @@ class Lookups:
         found: os.stat_result | None
         try:
             found = os.lstat(name)
-        except (OSError, ValueError):  # ValueError: a name that no file can have
+        except OSError as error:
+            found = None
+            if error.errno not in _NOT_THERE:
+                self._hidden[name] = os.strerror(error.errno or 0)
+        except ValueError:  # a name that no file can have
             found = None
         self._found[name] = found
         return found
@@ -338,8 +355,8 @@ def _listed(folder: str) -> tuple[str, ...] | None:
     try:
         with os.scandir(folder) as entries:
             found = [one.name for one in entries if not one.is_dir(follow_symlinks=False)]
-    except OSError:
-        return None
+    except OSError as error:
+        return () if error.errno in _NOT_THERE else None
     return tuple(sorted(found))
 
 

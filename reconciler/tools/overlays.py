@@ -122,7 +122,7 @@ class Overlays:
     def renewed(self, folders: Collection[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
         """The same, with every overlay in *folders* as it is now."""
         now = Overlays(Earlier(self, frozenset(map(str, folders)), trust, lookups))
-        _scan_into(now, [one for one in folders if lookups.is_folder(str(one))], trust, lookups)
+        _scan_into(now, folders, trust, lookups)
         return now
 
 
@@ -148,7 +148,7 @@ class Earlier:
         """As `Overlays.directly_on`."""
         for name, then in self._scanned.directly_on(file):
             own = self._lookups.identity(name)
-            if own is None and not _is_gone(name):
+            if own is None and self._lookups.hidden(name):
                 yield name, then
             elif own and self._names(name, lambda it: self._lookups.identity(it) == file):
                 yield name, own
@@ -208,17 +208,6 @@ def _scan_into(
                     hidden = hidden or other
                 if hidden is not None:
                     overlays.add_unreadable(folder, given if hidden == overlay else hidden)
-
-
-def _is_gone(name: str) -> bool:
-    """False where nobody can tell: its folder may not be looked into any more."""
-    try:
-        os.lstat(name)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _follow(

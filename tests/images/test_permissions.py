@@ -129,3 +129,22 @@ def test_a_quarantine_of_another_user_is_told_before_the_first_change(theirs: Di
 
     assert f"remove files in {disk.images / FOLDER} (owner root, mode 0700)" in applied.err
     assert folder_facts(disk.images) == disk.before
+
+
+def test_a_state_directory_whose_files_are_hidden_is_not_taken_for_an_empty_one(
+    theirs: Disk,
+) -> None:
+    """Else a disk would go on from the highest image that its spec lists."""
+    assert unprivileged(theirs, "apply", "-y").code == 0
+    of_root(theirs.state, 0o744)  # to be listed, and not to be looked into
+    theirs.spec("b <- x", active="x.qcow2")
+    theirs.keep()
+    planned, applied = unprivileged(theirs, "plan"), unprivileged(theirs, "apply", "-y")
+    theirs.state.chmod(0o755)
+
+    for outcome in (planned, applied):
+        assert outcome.code != 0, outcome
+        told = outcome.out + outcome.err
+        assert f"{theirs.state}/vm.toml cannot be read: Permission denied" in told
+        assert "run as its owner, or name another with --state-dir" in told
+    assert folder_facts(theirs.images) == theirs.before

@@ -141,6 +141,21 @@ def test_a_listing_is_asked_for_again(tmp_path: Path, change) -> None:
     assert names() == tuple(sorted(os.listdir(tmp_path))) != before
 
 
+def test_a_folder_that_cannot_be_looked_at_is_not_one_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("link")
+    look = Lookups()
+
+    for name in ("none", "none/below", "file/below", "x" * 256):
+        assert look.lstat(str(tmp_path / name)) is None
+        assert look.hidden(str(tmp_path / name)) is None
+        assert look.names(str(tmp_path / name)) == ()
+    unknown = str(tmp_path / "link" / "below")
+    assert look.lstat(unknown) is None
+    assert look.hidden(unknown) == "Too many levels of symbolic links"
+    assert look.names(unknown) is None
+
+
 def test_what_was_absent_and_is_there_now_is_another_answer(tmp_path: Path) -> None:
     memory = Memory()
 
