@@ -4,27 +4,33 @@
 The first call starts a parent, which imports what virt-chain imports (0.3 s of a
 processor) and does nothing else.  Each run is a child of it, with an environment,
 limits and standard streams of its own; it calls the entry point of the installed
-command and ends as that does.
+command, or of a script of the tests, and ends as that does.
 
 The start of the command itself is for the tests that run ``tests.images.disks.EXECUTABLE``.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import importlib
 import json
 import os
 import pkgutil
 import resource
+import runpy
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import typer.main
 
@@ -55,15 +61,45 @@ def run(
     Raises:
         subprocess.TimeoutExpired: It did not end in time, and was killed.
     """
-    argv = ["virt-chain", *map(os.fspath, words)]
-    order = {
-        "argv": argv,
-        "environment": dict(os.environ if environment is None else environment),
-        "folder": os.fspath(folder or Path.cwd()),
-        "umask": _umask() if umask is None else umask,
-        "limits": list((limits or {}).items()),
-        "user": user,
-    }
+    return _child(
+        {
+            "argv": ["virt-chain", *map(os.fspath, words)],
+            "environment": dict(os.environ if environment is None else environment),
+            "folder": os.fspath(folder or Path.cwd()),
+            "umask": _umask() if umask is None else umask,
+            "limits": list((limits or {}).items()),
+            "user": user,
+        },
+        timeout,
+    )
+
+
+def script(
+    path: Path, words: Sequence[str], *, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """
+    ``python PATH WORDS``, until it has ended.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not end in time, and was killed.
+    """
+    return _child(
+        {
+            "argv": [os.fspath(path), *words],
+            "script": os.fspath(path),
+            "environment": dict(os.environ),
+            "folder": os.fspath(Path.cwd()),
+            "umask": _umask(),
+            "limits": [],
+            "user": 0,
+        },
+        timeout,
+    )
+
+
+def _child(order: Mapping[str, Any], timeout: float) -> subprocess.CompletedProcess[str]:
+    """A child that is what *order* says, once it has ended."""
+    argv: list[str] = order["argv"]
     with (
         tempfile.TemporaryFile() as asked,
         tempfile.TemporaryFile() as out,
@@ -157,27 +193,38 @@ def load_all() -> None:
     importlib.import_module("_strptime")  # `datetime` does so later; another user may not
     build_once()
     typer.main.get_command(reconciler.cli.main.app)
+    # all of this is there to the end: to look through it for garbage would copy it in each child
+    gc.collect()
+    gc.freeze()
 
 
-def _serve(client: socket.socket) -> bool:
-    """Fork a child for each order: False in the parent at its end, True in every child."""
+def _load_libvirt() -> None:
+    """Its binding, where it is installed; it starts no thread before it is asked for something."""
+    os.environ["LIBVIRT_LOG_OUTPUTS"] = "4:file:/dev/null"  # as `tools.hypervisor` has it
+    with suppress(ImportError):
+        import libvirt  # noqa: F401
+
+        import reconciler.tools.hypervisor  # noqa: F401
+
+
+def _serve(client: socket.socket) -> None:
+    """Fork a child for each order, until nobody is there who gives any; children never return."""
     while True:
         said, descriptors, _, _ = socket.recv_fds(client, 1, 3)
         if not said:
-            return False
+            return
         child = os.fork()
         if child == 0:
             client.close()
-            _become(*descriptors)
-            return True
+            _be(*descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         client.sendall(_NUMBER.pack(child))
         client.sendall(_NUMBER.pack(os.waitpid(child, 0)[1]))
 
 
-def _become(asked: int, out: int, err: int) -> None:
-    """Be what the order says."""
+def _be(asked: int, out: int, err: int) -> NoReturn:
+    """Be what the order says, to the end."""
     with open(asked, "rb") as file:
         order = json.load(file)
     for descriptor, stream in ((out, 1), (err, 2)):
@@ -194,11 +241,38 @@ def _become(asked: int, out: int, err: int) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
+    try:
+        if "script" in order:
+            runpy.run_path(order["script"], run_name="__main__")
+        else:
+            from reconciler.__main__ import main
+
+            main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int):
+            raise
+        _end(ended.code)
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """
+    End as Python does, but leave the memory to the kernel.
+
+    Python first takes every module and object apart, which takes ten times the
+    processor's time of a ``--version``.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        sys.exit(code)  # which says so, and ends with another code
+    os._exit(code)
 
 
 if __name__ == "__main__":
+    _load_libvirt()
     load_all()
-    if _serve(socket.socket(fileno=int(sys.argv[1]))):
-        from reconciler.__main__ import main
-
-        main()
+    _serve(socket.socket(fileno=int(sys.argv[1])))

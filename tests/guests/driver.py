@@ -4,8 +4,8 @@ One libvirt call on a connection, in a process of its own.
 One process at a time holds an embedded root, and the command under test is such
 a process.  Opening a root takes 10 ms, so each call opens it, acts and ends.
 
-Usage: ``driver.py URI`` with ``["call", {arguments}]`` as JSON on standard
-input; the answer is ``{"value": ...}`` or ``{"error": text, "code": number}``.
+Usage: ``driver.py URI '["call", {arguments}]'``; the answer is
+``{"value": ...}`` or ``{"error": text, "code": number}``.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _loop() -> None:
 
 
 def main() -> None:
-    call, arguments = json.load(sys.stdin)
+    call, arguments = json.loads(sys.argv[2])
     libvirt.registerErrorHandler(lambda *_: None, None)
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_loop, daemon=True).start()

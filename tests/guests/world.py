@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import forked
 from tests.guests import warm
 from tests.guests.boot import Boot
 from tests.guests.domain_xml import DiskSource, Witness, domain_xml
@@ -308,13 +307,7 @@ class World:
                 yield int(entry.name), argv
 
     def _call(self, call: str, **arguments: Any) -> Any:
-        ran = subprocess.run(
-            [sys.executable, str(DRIVER), self.uri],
-            input=json.dumps([call, arguments]),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        ran = forked.script(DRIVER, [self.uri, json.dumps([call, arguments])])
         if not ran.stdout:
             raise CallFailed(call, ran.stderr.strip() or f"died with {ran.returncode}", -1)
         answer = json.loads(ran.stdout.splitlines()[-1])
