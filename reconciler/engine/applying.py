@@ -157,7 +157,10 @@ class Applier:
                         errors[index] = error
                 _side_by_side(runs, errors)
         except ReconcilerError as error:
-            return [one or error for one in errors]
+            errors = [one or error for one in errors]
+        for (_, found), wrong in zip(work, errors, strict=True):
+            if wrong is not None:
+                self.looking.leave(found.desired)
         return errors
 
     def _begun(self, plan: DiskPlan, found: Look, session: Session, *, stopped: bool) -> Going:
@@ -237,7 +240,7 @@ class Applier:
 
     def planned_again(self, found: Look) -> Work:
         """What is left to do for a disk after its plan was carried out."""
-        fresh = self.looking.again(found.desired)
+        fresh = self.looking.after(found.desired)
         return planning.plan_disk(fresh), fresh
 
     def wake(self, plan: DiskPlan, found: Look) -> None:
@@ -556,6 +559,8 @@ class _Run:
 
     def _unit(self, unit: tuple[PlannedStep, ...]) -> Going:
         resumed = self.resumed
+        if self.number and resumed is None:
+            self._still_alone(unit)
         unfinished = resumed or self._unfinished(unit)
         rewritten = [path for path in _rewritten(unfinished.steps) if path in unit[0].before]
         for path in rewritten:
@@ -574,6 +579,19 @@ class _Run:
         if not self.backend.live:
             self._drop_names(chain)
         self._remember(replace(self._now(settled=True), leftovers=leftovers))
+
+    def _still_alone(self, unit: tuple[PlannedStep, ...]) -> None:
+        """Raises StaleChain where somebody has come to use what *unit* writes to."""
+        written = _rewritten(one.step for one in unit)
+        if not written:
+            return
+        fresh = self.applier.looking.again(self.found.desired)
+        if fresh.task is None:
+            raise StaleChain(fresh.error or "the disk cannot be read")
+        before = self.found.task.users if self.found.task else {}
+        for path in written:
+            if new := set(fresh.task.users.get(path, ())) - set(before.get(path, ())):
+                raise StaleChain(f"{', '.join(sorted(new))} uses {path} by now; plan again")
 
     def _as_left(self, left: Leftover) -> Leftover:
         """

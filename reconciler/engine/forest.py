@@ -71,6 +71,11 @@ class Tree:
         return frozenset(path for path in (active, *self.listed[-1:]) if path is not None)
 
     @property
+    def every_folder(self) -> frozenset[Path]:
+        """Where all of its images lie, those in flight and left over included."""
+        return self.folders | {Path(name).parent for name in self.own}
+
+    @property
     def own(self) -> frozenset[str]:
         """Every name of this chain's images, and of what is left of it."""
         second = [image.second for image in self.chain if image.second]

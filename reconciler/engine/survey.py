@@ -122,6 +122,8 @@ class Survey:
             if label not in trees and label in forest.trees:
                 trees[label] = now._tree(forest.trees[label].desired)
             found = trees.get(label, Tree(disk, ()))
+            if found.error is not None:
+                return True  # as at the survey: nobody can tell
             names = (*found.listed, *found.chain.paths, *self.domain_files.get(label, ()))
             return path in names or any(now._same_file(path, one) for one in names)
 

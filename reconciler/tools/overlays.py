@@ -28,6 +28,8 @@ class Overlays:
         self._above: dict[Identity, list[tuple[str, Identity]]] = {}
         self._names: dict[str, set[str]] = {}
         self._found: set[str] = set()
+        self.folders: set[str] = set()
+        """Those that were looked through, links resolved."""
         self._unreadable: dict[str, list[Path]] = {}
         self._data_files: dict[Identity, Path] = {}
         self.hidden: set[str] = set()
@@ -119,6 +121,13 @@ class Overlays:
         earlier = self._earlier
         return overlay in self._found or (earlier is not None and earlier.counts(overlay))
 
+    def unknown(self) -> set[str]:
+        """Overlays in renewed folders that were not there at the scan before."""
+        if self._earlier is None:
+            return set()
+        overlays = {name for some in self._names.values() for name in some}
+        return overlays & self._found - self._earlier.found
+
     def renewed(self, folders: Collection[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
         """The same, with every overlay in *folders* as it is now."""
         now = Overlays(Earlier(self, frozenset(map(str, folders)), trust, lookups))
@@ -138,6 +147,11 @@ class Earlier:
     ) -> None:
         self._scanned, self._without = scanned, without
         self._trust, self._lookups = trust, lookups
+
+    @property
+    def found(self) -> set[str]:
+        """Every file that was found then."""
+        return self._scanned._found
 
     def counts(self, overlay: str) -> bool:
         """True where *overlay* lies in a folder that was scanned then, and is not one of ours."""
@@ -192,6 +206,7 @@ def _scan_into(
 ) -> None:
     ends: dict[str, str | None] = {}
     for folder in sorted({lookups.real(os.fspath(folder)) for folder in folders}):
+        overlays.folders.add(folder)
         names = lookups.names(folder)
         if names is None:
             overlays.add_unreadable(folder, folder)

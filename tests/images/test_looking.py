@@ -10,19 +10,21 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reconciler.engine import looking
 from reconciler.engine.disk_state import DiskState, OldLink, Unfinished, begun
 from reconciler.engine.looking import Looking, look
-from reconciler.engine.state import StateFolder
+from reconciler.engine.state import Session, StateFolder
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.steps import Commit
 from reconciler.spec.read import load
 from reconciler.tools import files, images, lookups, opening
 from reconciler.tools.lookups import Lookups, Memory
-from tests.images.disks import NOBODY, tool
+from tests.images.cases import B, P, Q, X
+from tests.images.disks import NOBODY, Disk, tool, view
 
 
 class Scene:
@@ -59,6 +61,7 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(looking, "SHARE", 10**9)
+    monkeypatch.setattr(looking, "GLANCE", 0)
     made = Scene(tmp_path)
     made.make("b")
     made.make("p", "b")
@@ -78,17 +81,54 @@ def users(again: Looking, disk: DesiredDisk) -> set[str]:
 
 
 def test_what_another_virt_chain_does_after_the_survey_is_seen(scene: Scene) -> None:
-    """It makes an overlay in its own folder, and writes its state before that."""
+    """It writes its state before it relinks an overlay in its own folder."""
+    scene.make("there/y", "b")
+    spec = scene.spec(a="b <- p <- x", other="there/y")
+    again, disk = Looking(spec, scene.states), disk_of(spec, "a")
+    assert users(again, disk) == {"b"}
+
+    onto = ("-F", "qcow2", "-b", scene.root / "p.qcow2", scene.root / "there/y.qcow2")
+    tool("qemu-img", "rebase", "-u", "-f", "qcow2", *onto)
+    assert users(again, disk) == {"b"}  # a header alone tells nobody
+    other = StateFolder(scene.states.folder)
+    with other.locked("b", "vda", lambda *_: nullcontext()) as session:
+        session.write(DiskState(active=scene.root / "there/y.qcow2"))
+
+    assert users(again, disk) == {"b", "p"}
+
+
+def test_an_overlay_that_is_made_by_hand_after_the_survey_is_seen(scene: Scene) -> None:
+    """In a folder of the spec, and on an image in another one."""
     scene.make("there/d")
     spec = scene.spec(a="b <- p <- x", other="there/d")
     again, disk = Looking(spec, scene.states), disk_of(spec, "a")
     assert users(again, disk) == set()
 
     scene.make("there/y", "p")
-    assert users(again, disk) == set()  # nobody has told of it
-    other = StateFolder(scene.states.folder)
-    with other.locked("b", "vda", lambda *_: nullcontext()) as session:
-        session.write(DiskState(active=scene.root / "there/y.qcow2"))
+    assert users(again, disk) == {"b", "p"}
+
+
+def test_an_overlay_made_in_the_folder_of_a_disk_at_work_is_seen_once_that_is_done(
+    scene: Scene,
+) -> None:
+    scene.make("there/d")
+    spec = scene.spec(a="b <- p <- x", other="there/d")
+    again, disk, other = Looking(spec, scene.states), disk_of(spec, "a"), disk_of(spec, "other")
+    again.again(other)
+    scene.make("there/y", "p")
+    assert users(again, disk) == set()  # its own look would find it
+
+    again.after(other)
+    assert users(again, disk) == {"b", "p"}
+
+
+def test_a_disk_that_was_left_hides_nothing(scene: Scene) -> None:
+    scene.make("there/d")
+    spec = scene.spec(a="b <- p <- x", other="there/d")
+    again, disk, other = Looking(spec, scene.states), disk_of(spec, "a"), disk_of(spec, "other")
+    again.again(other)
+    scene.make("there/y", "p")
+    again.leave(other)
 
     assert users(again, disk) == {"b", "p"}
 
@@ -106,6 +146,10 @@ def test_our_own_writes_need_no_new_survey(scene: Scene, monkeypatch: pytest.Mon
         with scene.states.locked("a", "vda", lambda *_: nullcontext()) as session:
             session.write(DiskState(active=scene.root / f"{active}.qcow2"))
         again.again(disk)
+        scene.make(f"new-{active}", active)
+        again.again(disk)
+        (scene.root / f"new-{active}.qcow2").unlink()
+        again.after(disk)
 
     assert made == []
 
@@ -139,6 +183,7 @@ def test_who_can_no_longer_be_asked_still_counts(monkeypatch: pytest.MonkeyPatch
     """The folder that an overlay lies in may not be looked into any more."""
     assert os.geteuid() == 0, "root can look into every folder; run the tests as root"
     monkeypatch.setattr(looking, "SHARE", 10**9)
+    monkeypatch.setattr(looking, "GLANCE", 0)
     root = Path(tempfile.mkdtemp(dir="/var/tmp"))
     root.chmod(0o755)
     try:
@@ -177,3 +222,37 @@ def test_an_error_that_passes_is_not_remembered(
 
     assert opening.open_resolved is lookups.open_resolved
     assert len(images.walk(active, images.Trust(), Lookups(memory))) == 3
+
+
+def test_who_comes_to_use_an_image_between_two_merges_of_a_disk_keeps_it(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one may take hours."""
+    monkeypatch.setattr(looking, "GLANCE", 0)
+    disk.chain({"b": B, "p": P, "q": Q, "r": P, "x": X})
+    mine = disk.root / "mine"
+    mine.mkdir()
+    tool("qemu-img", "create", "-q", "-f", "qcow2", mine / "d.qcow2", "64k")
+    other = f'[domains.other.disks.vda]\nchain = ["{mine / "d.qcow2"}"]'
+    disk.spec("b <- q <- x", active="x.qcow2", more=other)
+    steps = disk.plan("--json").steps
+    write = Session.write
+    made: dict[str, Any] = {}
+
+    def and_clone(session: Session, state: DiskState) -> None:
+        write(session, state)
+        if state.leftovers and not made:  # the first merge is done
+            for name in ("q", "x"):
+                made[name] = mine / f"on-{name}.qcow2"
+                onto = ("-F", "qcow2", "-b", disk.path(name))
+                tool("qemu-img", "create", "-q", "-f", "qcow2", *onto, made[name])
+            made["seen"] = view(made["q"]), view(made["x"])
+
+    monkeypatch.setattr(Session, "write", and_clone)
+    outcome = disk.apply("-y")
+
+    assert [step.split()[0] for step in steps] == ["pull", "pull", "remove", "remove"]
+    assert outcome.code == 1, outcome
+    assert "uses" in outcome.err
+    assert "by now; plan again" in outcome.err
+    assert (view(made["q"]), view(made["x"])) == made["seen"]
