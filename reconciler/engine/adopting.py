@@ -150,14 +150,17 @@ def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:
     """Raises Mistake where *chain* ends in another disk's image, or steps of one write to it."""
     if why := forest.interrupted_by(replace(tree, chain=chain, wanted=())):
         raise Mistake(f"nothing was done: {why}")
-    if chain.active is None or chain.active.path in tree.chain:
+    own = tree.found is not None or tree.state.active is not None
+    if chain.active is None or (own and chain.active.path in tree.chain):
         return
     active = chain.active.path
     for label in forest.labels.get(active, ()):
-        if label != tree.desired.label:
+        if label != tree.desired.label and not forest.is_past(label, active, tree.desired.label):
+            file = forest.state_files.get(label)
+            past = f" (where {label} was renamed or is gone: mv {file} {file}.old)" if file else ""
             raise Mistake(
                 f"nothing was done: {label} has {active} as its image, or lists it; name an image "
-                f"that only {tree.desired.label} has, or take it out of {label} first"
+                f"that only {tree.desired.label} has, or take it out of {label} first{past}"
             )
 
 

@@ -153,6 +153,22 @@ class Around:
                         if path is not None and path.is_absolute():
                             yield images.real(path), f"{domain.name}:{target}"
 
+    def writers(self) -> Iterator[tuple[Path, str]]:
+        """Every file that a domain writes to, now or at its next start, and whose disk it is."""
+        for domain in (one for some in self.domains.values() for one in some.values()):
+            for disks in (domain.live, domain.persistent):
+                for target, source in disks.items():
+                    path = source.path
+                    if path is not None and path.is_absolute() and not source.read_only:
+                        yield images.real(path), f"{domain.name}:{target}"
+
+    def raw(self) -> Iterator[Path]:
+        """Every file that a domain has as a raw disk: its first bytes are the guest's."""
+        for domain in (one for some in self.domains.values() for one in some.values()):
+            for source in (*domain.live.values(), *domain.persistent.values()):
+                if source.format == "raw" and source.path is not None:
+                    yield source.path
+
     def named(self, disk: DesiredDisk) -> Iterator[Path]:
         """The images that the XML of *disk*'s domain has for it, links resolved."""
         domain = self.domains.get(disk.connection or "", {}).get(disk.domain)

@@ -109,8 +109,7 @@ def _sorted_out(
     around = {one.path.parent for one in found} | {one.was.parent for one in found}
     around |= {path.parent for some in survey.domain_files.values() for path in some}
     around |= set(map(Path, survey.known_folders)) | folders
-    places = sorted(folder for folder in _allowed(spec, around) if folder.is_dir())
-    overlays = scan(places, trust, Lookups())
+    overlays = scan(sorted(around), trust, Lookups(), survey.raw())
     attached = {
         images.identity(path): label for label, some in survey.domain_files.items() for path in some
     }

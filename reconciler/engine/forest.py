@@ -112,7 +112,9 @@ class Forest:
         labels: Disks whose desired or observed chain has a file, and disks of domains.
         listed: Every file that a desired chain lists.
         templates: Files that some disk of the spec calls a template.
-        writers: Active images of the disks, as they are or as the spec has them, and whose.
+        writers: Active images of the disks, as they are or as the spec has them, and whose;
+            also those of domains and state files that are in no spec given.
+        state_files: Those of disks that nothing else knows of any more, by label.
         folders: Those of the disks to be planned that exist.
         in_flight: Images that interrupted steps write, with the labels of the disks concerned.
         unreadable: Why nobody can tell what is in flight: a state file is damaged.
@@ -137,6 +139,7 @@ class Forest:
     uses: Callable[[str, Path], bool] | None = None
     at_work: Mapping[str, str] = field(default_factory=dict)
     writers: Mapping[Path, Sequence[str]] = field(default_factory=dict)
+    state_files: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -150,6 +153,8 @@ class Forest:
         second_names: Iterable[frozenset[Path]] = (),
         silent: Mapping[Path, Sequence[str]] | None = None,
         at_work: Mapping[str, str] | None = None,
+        others: Mapping[str, Iterable[Path]] | None = None,
+        state_files: Mapping[str, Path] | None = None,
     ) -> Forest:
         """
         The forest of these trees.
@@ -157,6 +162,7 @@ class Forest:
         Args:
             domain_files: Every file that a domain has as a disk, by the label of that disk.
             in_flight: As the attribute, or why it cannot be told.
+            others: Files that disks outside of *trees* write to, by the labels of the disks.
             second_names: Names that lead to one file each, as through two mounts: what is
                 said of one holds for all.
         """
@@ -174,6 +180,11 @@ class Forest:
             for path in (*tree.listed, *tree.chain.paths):
                 labels.setdefault(path, {})[label] = None
         for label, path in ((label, path) for label, some in domain_files.items() for path in some):
+            labels.setdefault(path, {})[label] = None
+        for label, path in (
+            (label, path) for label, some in (others or {}).items() for path in some
+        ):
+            writers[path] = (*writers.get(path, ()), label)
             labels.setdefault(path, {})[label] = None
         flight = {} if isinstance(in_flight, str) else dict(in_flight)
         for names in second_names:
@@ -198,6 +209,7 @@ class Forest:
             silent or {},
             at_work=at_work or {},
             writers=writers,
+            state_files=state_files or {},
         )
 
     def users(self, tree: Tree) -> dict[Path, tuple[str, ...]]:
@@ -223,14 +235,30 @@ class Forest:
     def writers_of(self, tree: Tree) -> dict[Path, str]:
         """Images that *tree* lists and is not on yet, and the other disk that writes to them."""
         found: dict[Path, str] = {}
+        active = tree.chain.active.path if tree.chain.active else None
+        goes_on = active is not None and tree.listed[-1:] == (active,)  # in the same image
         lower = {image.path for image in tree.chain.images[:-1]}
         for path in tree.listed:
             if path in lower or path in self.templates:
                 continue
             others = (one for one in self.writers.get(path, ()) if one != tree.desired.label)
+            others = (one for one in others if not self.is_past(one, path, tree.desired.label))
+            if goes_on and path == active:
+                others = (one for one in others if one not in self.state_files)
             if (writer := next(others, None)) is not None:
                 found[path] = writer
         return found
+
+    def is_past(self, other: str, path: Path, label: str) -> bool:
+        """
+        True where only a state file says that *other* has *path*, and *label* has it since.
+
+        A disk whose domain got another name in the spec leaves its old state file behind.
+        """
+        if other not in self.state_files or label not in self.trees:
+            return False
+        state = self.trees[label].state
+        return path == state.active or path in state.images or path in state.actives
 
     def strangers(self, tree: Tree) -> tuple[Path, ...]:
         """Unlisted overlays that stand on the active image of *tree*."""
@@ -368,5 +396,7 @@ class Forest:
         """Disks other than *label* that list or have a file under one of *names*."""
         for name in names:
             for one in self.labels.get(name, ()):
-                if one != label and (self.uses is None or self.uses(one, name)):
+                if one == label or self.is_past(one, name, label):
+                    continue
+                if self.uses is None or self.uses(one, name):
                     yield one

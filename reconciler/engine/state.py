@@ -136,6 +136,21 @@ class StateFolder:
                 found[f"{stored.domain}:{target}"] = (*state.images, *active)
         return found
 
+    def active_images(self, lookups: Lookups) -> dict[str, Path]:
+        """
+        The active image of every disk that was ever applied with this state directory.
+
+        Raises:
+            StateError: A state file cannot be read.
+        """
+        return {
+            f"{file.stored.domain}:{target}": state.active
+            for file in self._files(lookups)
+            if not file.is_spec
+            for target, state in file.stored.disks.items()
+            if state.active is not None
+        }
+
     def _files(self, lookups: Lookups) -> Iterator[_File]:
         folder = lookups.real(os.fspath(self.folder))
         names = lookups.names(folder)

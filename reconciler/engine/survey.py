@@ -61,6 +61,7 @@ class Survey:
     context: Context = field(init=False)
     domain_files: dict[str, list[Path]] = field(init=False)
     known_folders: frozenset[str] = field(init=False)
+    remembered: dict[str, Path] = field(init=False, default_factory=dict)
     damaged: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -100,6 +101,11 @@ class Survey:
             self._second_names(trees.values()),
             self._silent(trees.values()),
             self._at_work(in_flight),
+            self._writers(trees),
+            {
+                label: self.states.path(label.rpartition(":")[0])
+                for label in self._only_remembered()
+            },
         )
 
     def renewed(self, disk: DesiredDisk, forest: Forest) -> Forest:
@@ -125,6 +131,10 @@ class Survey:
             if found.error is not None:
                 return True  # as at the survey: nobody can tell
             names = (*found.listed, *found.chain.paths, *self.domain_files.get(label, ()))
+            if label in self.remembered:
+                domain, _, target = label.rpartition(":")
+                active = self.states.disk(domain, target, now.lookups).active
+                names = (*names, *([now.lookups.path(active)] if active else ()))
             return path in names or any(now._same_file(path, one) for one in names)
 
         in_flight = now._still_in_flight(tree, forest)
@@ -171,9 +181,14 @@ class Survey:
         """Folders of images of every disk that was applied with this state directory."""
         try:
             known = self.states.known_images(self.lookups)
+            active = self.states.active_images(self.lookups)
         except ReconcilerError as error:
             self.damaged = str(error)
             return frozenset()
+        labels = {disk.label for disk in self.spec.disks}
+        self.remembered = {
+            label: self.lookups.path(path) for label, path in active.items() if label not in labels
+        }
         folders = self.lookups.folders(path for paths in known.values() for path in paths)
         return frozenset(self.lookups.real(str(folder)) for folder in folders)
 
@@ -197,6 +212,18 @@ class Survey:
                 for path in (*tree.listed, *paths_in(tree.state)):
                     found.setdefault(path.parent, {})[uri] = None
         return {folder: tuple(uris) for folder, uris in found.items()}
+
+    def _writers(self, trees: Mapping[str, Tree]) -> dict[str, set[Path]]:
+        """Files that disks of no spec given write to, by the labels of the disks."""
+        found = {label: {path} for label, path in self.remembered.items()}
+        for path, label in self.around.writers():
+            if label not in trees:
+                found.setdefault(label, set()).add(self.lookups.path(path))
+        return found
+
+    def _only_remembered(self) -> set[str]:
+        """Disks that neither the spec nor a domain has, and a state file does."""
+        return self.remembered.keys() - self.domain_files.keys()
 
     def _in_flight(self) -> Mapping[Path, Sequence[str]] | str:
         if self.damaged is not None:
@@ -507,14 +534,21 @@ class Survey:
             paths += (image.path for _, some in tree.outside for image in some)
         folders = self.lookups.folders(paths) | {Path(one) for one in self.known_folders}
         there = tuple(sorted(folders))
+        raw = self.raw()
         if self.lookups.memory is None:
-            return scan(there, self.context.trust, self.lookups)
+            return scan(there, self.context.trust, self.lookups, raw)
         return self.lookups.memory.of(
             ("overlays",),
             self.lookups,
-            lambda: scan(there, self.context.trust, self.lookups),
-            (there, self.context),
+            lambda: scan(there, self.context.trust, self.lookups, raw),
+            (there, self.context, raw),
         )
+
+    def raw(self) -> frozenset[Identity]:
+        """Disks that the spec or a domain has as raw."""
+        listed = {one for one, known in self.context.formats.items() if known == "raw"}
+        attached = {images.identity_at(path, self.lookups) for path in self.around.raw()}
+        return frozenset(listed | {one for one in attached if one is not None})
 
     def _in_use(self, tree: Tree, overlays: Overlays) -> Tree:
         """*tree*, with whether other programs have its images open."""

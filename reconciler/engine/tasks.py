@@ -126,6 +126,7 @@ def _task(tree: Tree, forest: Forest) -> Task:
         users=forest.users(tree),
         templates=forest.templates,
         writers=forest.writers_of(tree),
+        state_files=forest.state_files,
         taken=forest.taken(tree),
         strangers=forest.strangers(tree),
         hidden=forest.hidden(tree),

@@ -41,6 +41,7 @@ class Source:
         mirror: The image that a job copies into; None: no such job.
         ready: What was copied there equals the disk.
         special: ``transient`` or ``shareable``, where the disk is one.
+        read_only: The guest cannot write to it.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Source:
     mirror: Path | None = None
     ready: bool = False
     special: str | None = None
+    read_only: bool = False
 
     @property
     def named(self) -> tuple[Path, ...]:

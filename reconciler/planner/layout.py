@@ -125,10 +125,12 @@ def _no_writers(task: Task) -> None:
     """No image is put on another disk's active image: it changes below it."""
     for wanted in task.wanted:
         if writer := task.writers.get(wanted.path):
+            file = task.state_files.get(writer)
+            past = f"; where {writer} was renamed or is gone: mv {file} {file}.old" if file else ""
             raise Refused(
                 f"{writer} writes to {wanted.name}, its active image",
                 f"take {wanted.name} off the chain of {task.label}; to share it, list a new image "
-                f"on top of it for {writer} and apply that first",
+                f"on top of it for {writer} and apply that first" + past,
             )
 
 

@@ -60,6 +60,7 @@ class Task:
         users: Who else stands on an image of the chain, in words; of many, the first few.
         templates: Images that some disk of the spec calls a template.
         writers: Which other disk writes to a listed image that this one is not on yet.
+        state_files: Those of other disks, by label, that nothing else knows of any more.
         taken: Second names of images of the chain that others know them by.
         strangers: Unlisted overlays that stand on the observed active image.
         hidden: Images of the chain beside which lies a file (or whose folder is one) that
@@ -96,6 +97,7 @@ class Task:
     users: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
     templates: frozenset[Path] = frozenset()
     writers: Mapping[Path, str] = field(default_factory=dict)
+    state_files: Mapping[str, Path] = field(default_factory=dict)
     taken: frozenset[Path] = frozenset()
     strangers: tuple[Path, ...] = ()
     hidden: Mapping[Path, Path] = field(default_factory=dict)

@@ -87,6 +87,7 @@ def _source(disk: ElementTree.Element) -> Source:
         mirror=None if mirror is None else _file(mirror) or Path(mirror.get("file", "?")),
         ready=mirror is not None and mirror.get("ready") == "yes",
         special=next((name for name in SPECIAL if disk.find(name) is not None), None),
+        read_only=disk.find("readonly") is not None,
     )
 
 

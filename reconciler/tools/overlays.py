@@ -21,9 +21,15 @@ class Overlays:
     Which images stand on a file, directly or not.
 
     Only who names whom is kept: a chain of thousands beside ours costs no more than its length.
+
+    Args:
+        raw: Disks that are known as raw: whatever header they seem to have, a guest wrote it.
     """
 
-    def __init__(self, earlier: Earlier | None = None) -> None:
+    def __init__(
+        self, raw: frozenset[Identity] = frozenset(), earlier: Earlier | None = None
+    ) -> None:
+        self.raw = raw
         self._earlier = earlier
         self._above: dict[Identity, list[tuple[str, Identity]]] = {}
         self._names: dict[str, set[str]] = {}
@@ -130,7 +136,8 @@ class Overlays:
 
     def renewed(self, folders: Collection[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
         """The same, with every overlay in *folders* as it is now."""
-        now = Overlays(Earlier(self, frozenset(map(str, folders)), trust, lookups))
+        earlier = Earlier(self, frozenset(map(str, folders)), trust, lookups)
+        now = Overlays(self.raw, earlier)
         _scan_into(now, folders, trust, lookups)
         return now
 
@@ -182,12 +189,17 @@ class Earlier:
             return False
         if overlay in self._scanned.from_links:
             return True  # its name means another file from where it was found
-        now, outside = Overlays(), not self._trust.allows(overlay)
+        now, outside = Overlays(self._scanned.raw), not self._trust.allows(overlay)
         below = _below(overlay, self._lookups, now, outside=outside)
         return overlay in now.hidden or (below is not None and what(below))
 
 
-def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Overlays:
+def scan(
+    folders: Iterable[Path],
+    trust: images.Trust,
+    lookups: Lookups,
+    raw: frozenset[Identity] = frozenset(),
+) -> Overlays:
     """
     Overlays in *folders*.
 
@@ -195,8 +207,11 @@ def scan(folders: Iterable[Path], trust: images.Trust, lookups: Lookups) -> Over
     followed down to its base, in whatever folder that lies, as far as *trust* goes.
     A link out of there, which QEMU would follow, is followed too: headers are only read
     here, and never by QEMU.
+
+    Args:
+        raw: Disks that are known as raw.
     """
-    overlays = Overlays()
+    overlays = Overlays(raw)
     _scan_into(overlays, folders, trust, lookups)
     return overlays
 
@@ -298,6 +313,8 @@ def _below(
             which have no blocks, are not read there: that may have effects.
     """
     found = lookups.lstat(name)
+    if overlays.raw and lookups.identity(name) in overlays.raw:
+        return None
     if found is None or not stat.S_ISREG(found.st_mode) or (outside and not found.st_blocks):
         return None
     try:

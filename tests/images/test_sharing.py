@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from reconciler.engine.around import Around
+from reconciler.model.domain import Domain, Source
 from reconciler.tools import files, hypervisor
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import (
@@ -454,3 +457,113 @@ def test_disks_share_lower_images_that_nobody_writes(disk: Disk, templates: list
     assert disk.stack("x") == "b <- x"
     assert disk.stack("y") == "b <- y"
     assert disk.plan().steps == []
+
+
+def test_no_overlay_is_put_on_the_image_that_a_disk_of_another_spec_writes(disk: Disk) -> None:
+    """Its state file tells; both specs are applied with one state directory."""
+    disk.chain({"b": B, "x": X})
+    disk.spec("b <- x", target="ot.vda")
+    assert disk.apply().code == 0
+    disk.spec("b <- x <- y")
+    before = folder_facts(disk.images)
+
+    refused, adopted = disk.apply(), command(*adopting(disk, "x"))
+
+    past = f"mv {disk.state}/ot.toml {disk.state}/ot.toml.old"
+    assert refused.code == 1
+    assert "error: ot:vda writes to x.qcow2, its active image; take x.qcow2 off" in refused.out
+    assert f"where ot:vda was renamed or is gone: {past}" in refused.out
+    assert adopted.code == 1
+    assert f"ot:vda has {disk.path('x')} as its image, or lists it" in adopted.err
+    assert past in adopted.err
+    assert folder_facts(disk.images) == before
+
+
+def adopting(disk: Disk, name: str) -> tuple[str | Path, ...]:
+    spec = ("--spec", disk.spec_file, "--state-dir", disk.state)
+    return ("adopt", "-y", "vm:vda", disk.path(name), *spec)
+
+
+def test_nothing_is_merged_into_the_image_that_a_disk_of_another_spec_writes(disk: Disk) -> None:
+    disk.chain({"b": B, "p": P})
+    disk.spec("b <- p", target="ot.vda")
+    assert disk.apply().code == 0
+    disk.add("x", X, on="p")
+    disk.spec("b <- x", active="x.qcow2")
+
+    assert "pull" in disk.plan().steps[0]  # p is left as it is
+    disk.spec("b <- p", active="x.qcow2")
+    refused = disk.apply()
+
+    assert refused.code == 1
+    assert "ot:vda" in refused.out
+    assert disk.read("p") == disk.golden["p"]
+
+
+def test_a_disk_whose_domain_got_another_name_goes_on(disk: Disk) -> None:
+    """The state file of the old name stays behind."""
+    disk.chain({"b": B, "x": X})
+    disk.spec("b <- x", target="ot.vda")
+    assert disk.apply().code == 0
+    disk.spec("b <- x")
+    assert disk.apply().code == 0
+    disk.spec("b <- x <- y")
+    assert disk.apply().code == 0
+    disk.spec("b <- y")
+
+    assert disk.apply().code == 0
+    assert disk.stack("y") == "b <- y"
+    assert (disk.state / "ot.toml").exists()
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_no_overlay_is_put_on_the_image_that_a_domain_in_no_spec_writes(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    disk.chain({"b": B, "x": X})
+    source = Source("file", disk.path("x"), read_only=read_only)
+    domain = Domain("web", "shut-off", persistent={"sda": source})
+    monkeypatch.setattr(Around, "of", lambda _: Around({"qemu:///system": {"web": domain}}))
+    disk.spec("b <- x <- y")
+    outcome = disk.apply()
+
+    assert outcome.code == (0 if read_only else 1)
+    assert ("web:sda writes to x.qcow2, its active image" in outcome.out) is not read_only
+
+
+def evil(disk: Disk, kind: str) -> Path:
+    """A raw disk beside the others whose guest has written the header of an overlay on p to it."""
+    path = disk.images / "evil.img"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", disk.path("p"), path)
+    if kind == "data file":
+        options = f"data_file={disk.path('p')},data_file_raw=off"
+        made = path.with_suffix(".made")
+        size = "524288"
+        shutil.copy(disk.path("p"), disk.root / "p")
+        tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", options, made, size)
+        shutil.copy(disk.root / "p", disk.path("p"))
+        made.rename(path)
+    with path.open("r+b") as file:
+        file.truncate(512 * 1024)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["backing file", "data file"])
+@pytest.mark.parametrize("known", ["spec", "domain"])
+def test_what_a_guest_writes_to_its_raw_disk_keeps_no_image(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, kind: str, known: str
+) -> None:
+    disk.chain({"b": B, "p": P, "x": X})
+    path = evil(disk, kind)
+    more = ""
+    if known == "spec":
+        more = f'[domains.evil.disks.vda]\nchain = [{{ file = "{path}", format = "raw" }}]\n'
+    if known == "domain":
+        domain = Domain("evil", "shut-off", persistent={"sda": Source("file", path, "raw")})
+        monkeypatch.setattr(Around, "of", lambda _: Around({"qemu:///system": {"evil": domain}}))
+    disk.spec("b <- x", active="x.qcow2", more=more)
+    outcome = disk.apply()
+
+    assert outcome.code == 0, outcome
+    assert disk.stack("x") == "b <- x"
+    assert not disk.path("p").exists()
