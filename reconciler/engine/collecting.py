@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -113,22 +114,29 @@ def _sorted_out(
     attached = {
         images.identity(path): label for label, some in survey.domain_files.items() for path in some
     }
-    going = {one.path for one in found if everything or one.until <= now}
-    again = True
-    while again:  # who stands on an image may go with it, or stay
-        again = False
-        for one in [one for one in found if one.path in going]:
-            if why := (
-                _of_a_domain(one, survey.around, attached)
-                or _in_use(one, overlays, going)
-                or chains.get(images.identity(one.path))
-            ):
-                used.append((one, why))
-                going.discard(one.path)
-                again = True
+    over = [one for one in found if everything or one.until <= now]
+    going = {one.path for one in over}
+    known = {images.identity(one.path): one for one in over}
+    below: dict[Path, list[Kept]] = {}
+    for there, one in known.items():
+        for name, _ in overlays.directly_on(there):
+            below.setdefault(Path(name), []).append(one)
+    left = deque(over)
+    while left:  # who stands on an image may go with it, or stay
+        one = left.popleft()
+        if one.path not in going:
+            continue
+        if why := (
+            _of_a_domain(one, survey.around, attached)
+            or _in_use(one, overlays, going)
+            or chains.get(images.identity(one.path))
+        ):
+            used.append((one, why))
+            going.discard(one.path)
+            left.extend(below.get(one.path, ()))
     kept = {one.path for one, _ in used}
-    left = [one for one in found if one.path not in going | kept]
-    return Emptied(tuple(one for one in found if one.path in going), tuple(left), tuple(used))
+    later = tuple(one for one in found if one.path not in going | kept)
+    return Emptied(tuple(one for one in found if one.path in going), later, tuple(used))
 
 
 def _of_a_domain(one: Kept, around: Around, attached: Mapping[Identity | None, str]) -> str | None:
@@ -141,8 +149,8 @@ def _of_a_domain(one: Kept, around: Around, attached: Mapping[Identity | None, s
 
 def _in_use(one: Kept, overlays: Overlays, going: set[Path]) -> str | None:
     """Why the image must not go, though its time is over; None: it may."""
-    users = [path for path in overlays.ordered(images.identity(one.path)) if path not in going]
-    if users:
+    direct = (Path(name) for name, _ in overlays.directly_on(images.identity(one.path)))
+    if users := sorted({path for path in direct if path not in going}):
         return f"{', '.join(map(str, users))} stands on it"
     if hidden := [path for path in overlays.unreadable(one.path.parent) if path not in going]:
         return f"{hidden[0]} cannot be read and may stand on it"

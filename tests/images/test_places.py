@@ -431,3 +431,19 @@ def test_every_tool_that_reads_an_image_runs_as_its_owner(
 
     assert users == dict.fromkeys(["map", "convert", "check", "info"], (1234, 1234))
     assert digest == raw.hexdigest()
+
+
+def test_gc_keeps_what_a_domain_outside_of_the_allowed_folders_stands_on(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = discarded(disk)
+    rescue = disk.root / "else" / "rescue.qcow2"
+    rescue.parent.mkdir()
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", place, rescue)
+    monkeypatch.setattr(Around, "sources", lambda _: iter([(rescue, "web:vda")]))
+    config = disk.root / "config.toml"
+    config.write_text(f'allowed_roots = ["{disk.images}"]\n')
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(config))
+
+    assert collect(disk).out == f"in use  {place}  {rescue} stands on it\n"
+    assert place.exists()
