@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from hypothesis import settings
 from tests.forked import build_once
 
 build_once()
+# each of the programs that tests start would compile all of virt-chain anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # a pause of a busy machine is no finding
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")

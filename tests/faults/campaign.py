@@ -155,7 +155,6 @@ def play(orders: Sequence[Order], told: Told) -> list[str]:
         **os.environ,
         "LD_PRELOAD": os.fspath(shared),
         LIBRARY: os.fspath(shared),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     workers: dict[int, subprocess.Popen[bytes]] = {}
     logs = []
