@@ -8,6 +8,7 @@ on its standard output.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.faults import wrong
@@ -150,7 +152,7 @@ Told = Callable[[Result], None]
 def play(orders: Sequence[Order], told: Told) -> list[str]:
     """Let a worker play each of *orders* at the same time; what workers died of."""
     folder = temporary_folder()
-    shared = library(folder)
+    shared = _library()
     environment = {
         **os.environ,
         "LD_PRELOAD": os.fspath(shared),
@@ -191,6 +193,14 @@ def play(orders: Sequence[Order], told: Told) -> list[str]:
         for place in folder.glob("w*/disk"):
             subprocess.run(["umount", "-l", place], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@cache
+def _library() -> Path:
+    """The compiled strike.c, which goes with this process."""
+    folder = temporary_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return library(folder)
 
 
 def _listen(workers: dict[int, subprocess.Popen[bytes]], told: Told) -> None:
