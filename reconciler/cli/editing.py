@@ -7,9 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class Texts:
         disks: What holds the locks of the disks, so that no half-done work of another
             virt-chain is looked at.
         asks: The user is asked before they are written, with no lock held meanwhile.
+        keeping: Takes the locks of the disks for all that follows.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Texts:
     edits: dict[Path, list[tuple[str, Callable[[str], str]]]] = field(default_factory=dict)
     disks: ExitStack = field(default_factory=ExitStack)
     asks: bool = False
+    keeping: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def edit(self, disk: DesiredDisk, how: Callable[..., str], *what: Any, **more: Any) -> None:
         """Edit the text that defines *disk* as *how* does, a function of `reconciler.spec.edit`."""
@@ -108,6 +111,8 @@ class Texts:
 
     def write(self) -> None:
         """Write every file that changes, each in one act; all of them or none."""
+        if self.asks:
+            self.disks.enter_context(self.keeping())
         written: list[Path] = []
         for file, text in self.after.items():
             if text == self.before[file]:
@@ -236,14 +241,18 @@ def _edited(act: Act, edited: Editing) -> bool:
     Unless the user is asked, the files are locked from before they are read until they are
     written: of two acts at the same time the second edits what the first wrote.  The disks are
     locked until the act has ended, so that it neither plans from half-done work nor finds
-    anything else than it planned.  No lock is held while the user is asked.
+    anything else than it planned, and no other act edits on top of what it may take back.
+    No lock is held while the user is asked; the disks are locked again before the files are
+    written.
     Disks are locked before files: an edit may be taken back while the disks are held.
     """
     disks = disks_named(spec := _load(act, {}), act.where)
     with ExitStack() as held, ExitStack() as alone:
         names = [(disk.domain, disk.target) for disk in disks]
-        held.enter_context(act.states.keeping(names, waiting(PATIENCE)))
-        texts = Texts(alone=alone, disks=held, asks=act.apply and not act.yes)
+        keeping = partial(act.states.keeping, names, waiting(PATIENCE))
+        held.enter_context(keeping(only_looking=not (act.apply and act.yes)))
+        asks = act.apply and not act.yes
+        texts = Texts(alone=alone, disks=held, asks=asks, keeping=keeping)
         if act.yes or not act.apply:
             texts.locked.update(Path(os.path.realpath(disk.where.file)) for disk in disks)
             alone.enter_context(specfile.alone(texts.locked))

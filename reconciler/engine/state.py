@@ -173,16 +173,22 @@ class StateFolder:
                 self._own.discard((domain, target))
 
     @contextmanager
-    def keeping(self, disks: Iterable[tuple[str, str]], wait: Waiting) -> Iterator[None]:
+    def keeping(
+        self, disks: Iterable[tuple[str, str]], wait: Waiting, *, only_looking: bool = False
+    ) -> Iterator[None]:
         """
         The locks of *disks*, each a domain and a target, from a look until all is done.
 
-        Sessions of the same process find them held, and are made without waiting.  A disk
-        without a lock file was never worked on, and looking at it leaves none behind.
+        Sessions of the same process find them held, and are made without waiting.
+
+        Args:
+            only_looking: Nothing will be done, so that no lock file is left behind: a disk
+                without one was never worked on.
         """
         with ExitStack() as held:
             for domain, target in sorted(set(disks)):
-                if not self._lock(f"{file_name(domain)}:{file_name(target)}").exists():
+                lock = self._lock(f"{file_name(domain)}:{file_name(target)}")
+                if only_looking and not lock.exists():
                     continue
                 held.enter_context(self._disk_locked(domain, target, wait))
                 self._kept.add((domain, target))

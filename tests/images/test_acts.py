@@ -13,11 +13,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
 from reconciler.cli import editing
+from reconciler.cli.applying import Session
 from reconciler.cli.editing import Texts
 from reconciler.engine.state import StateFolder, waiting
 from reconciler.spec import load
@@ -658,3 +660,46 @@ def test_a_disk_that_another_works_on_for_long_is_told(
     assert "vm:vda" in told.err, told
     assert "at work" in told.err or "working" in told.err or "lock" in told.err, told
     assert vm.spec_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["with -y", "asked"])
+def test_an_act_holds_a_disk_that_was_never_applied_from_its_edit_to_its_end(
+    vm: Disk, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Another act would edit on top, and what was not done could not be taken back."""
+    held: list[tuple[str, bool]] = []
+
+    def look(when: str) -> None:
+        held.append((when, StateFolder(vm.state).at_work("vm", "vda") is not None))
+
+    write_, run = Texts.write, Session._run
+
+    def writing(self: Texts) -> None:
+        write_(self)
+        look("edited")
+
+    def running(self: Session, *words: Any) -> bool:
+        good = run(self, *words)
+        look("done")
+        return good
+
+    def confirmed(*_: object, **__: object) -> bool:
+        look("asked")
+        return True
+
+    monkeypatch.setattr(Texts, "write", writing)
+    monkeypatch.setattr(Session, "_run", running)
+    monkeypatch.setattr(typer, "confirm", confirmed)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    done = act(vm, "rollback", "vm", "--to", "p", *([] if asked else ["-y"]))
+
+    assert done.code == 0, done
+    assert held == [*([("asked", False)] if asked else []), ("edited", True), ("done", True)]
+    assert StateFolder(vm.state).at_work("vm", "vda") is None
+
+
+@pytest.mark.parametrize("words", [["--no-apply"], []], ids=["only an edit", "nobody to ask"])
+def test_an_act_that_does_nothing_to_a_disk_leaves_no_lock_file(vm: Disk, words: list[str]) -> None:
+    act(vm, "snapshot", "vm", "mon", *words)
+
+    assert not (vm.state / "locks").exists()
