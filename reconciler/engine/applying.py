@@ -324,13 +324,17 @@ def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
 def _permitted(work: Sequence[Work], errors: list[ReconcilerError | None]) -> dict[int, Work]:
     """Those of *work* that this user may carry out, asked before a guest is stopped for it."""
     able: dict[int, Work] = {}
-    for index, (plan, found) in enumerate(work):
+    stopped = False
+    for index in sorted(range(len(work)), key=lambda index: not work[index][0].restart):
+        plan, found = work[index]
         try:
-            permitted.require(plan, found)
-            able[index] = plan, found
+            permitted.require(plan, found, stopped=stopped)
         except ReconcilerError as error:
             errors[index] = error
-    return able
+        else:
+            able[index] = plan, found
+            stopped = stopped or plan.restart
+    return dict(sorted(able.items()))
 
 
 def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) -> None:

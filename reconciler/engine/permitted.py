@@ -16,14 +16,19 @@ from reconciler.tools import permissions, quarantine
 Check = Callable[[], None]
 
 
-def require(plan: DiskPlan, found: Look) -> None:
+def require(plan: DiskPlan, found: Look, *, stopped: bool = False) -> None:
     """
     See that nothing of *plan* ends in "Permission denied" after something else was done.
+
+    Args:
+        stopped: The guest will be off by then, as it is for a plan that restarts it: what QEMU
+            writes while it runs is written by this user.
 
     Raises:
         Refused: This user may not change a folder or an image that the plan changes.
     """
-    for check in _checks(plan, found):
+    on = found.domain is not None and found.domain.on
+    for check in _checks(plan, found, live=on and not (stopped or plan.restart)):
         check()
 
 
@@ -35,21 +40,21 @@ def notes(plan: DiskPlan, found: Look) -> Iterator[str]:
         yield f"apply will be refused: {error}"
 
 
-def _checks(plan: DiskPlan, found: Look) -> Iterator[Check]:
+def _checks(plan: DiskPlan, found: Look, *, live: bool) -> Iterator[Check]:
     folders: dict[Path, None] = {}
     others: list[Check] = []
     for planned in plan.now:
-        names = tuple(_names(planned, found))
+        names = tuple(_names(planned, live=live))
         folders.update(dict.fromkeys(path.parent for path in names))
         others += (partial(permissions.require_name, path) for path in names)
-        others += _images(planned, found)
+        others += _images(planned, live=live, begins=found.resumed is None)
         if isinstance(planned.step, Remove) and _is_kept(planned.step.image, plan, found):
             folders[planned.step.image.parent / quarantine.FOLDER] = None
     yield from (partial(permissions.require_folder, folder) for folder in folders)
     yield from others
 
 
-def _names(planned: PlannedStep, found: Look) -> Iterator[Path]:
+def _names(planned: PlannedStep, *, live: bool) -> Iterator[Path]:
     """Names that come, go, or mean another file afterwards."""
     match planned.step:
         case Create(image) | Remove(image):
@@ -57,16 +62,15 @@ def _names(planned: PlannedStep, found: Look) -> Iterator[Path]:
         case Rename(source, target):
             yield target
             yield source
-    if not _is_live(found):
+    if not live:
         # names that QEMU had while it ran go with the first step
         yield from (image.second for image in planned.before if image.second)
 
 
-def _images(planned: PlannedStep, found: Look) -> Iterator[Check]:
+def _images(planned: PlannedStep, *, live: bool, begins: bool) -> Iterator[Check]:
     """Images that are written to, each with what that takes."""
     step, chain = planned.step, planned.before
     written: list[Path] = []
-    live, begins = _is_live(found), found.resumed is None
     match step:
         case Commit(top, _, relink) if not live:
             above = chain.overlay_of(top) if relink and top in chain else None
@@ -84,10 +88,6 @@ def _images(planned: PlannedStep, found: Look) -> Iterator[Check]:
         yield partial(permissions.require_image, path, owned=begins, written=not live)
     for path in written:
         yield partial(permissions.require_image, path, owned=False, written=True)
-
-
-def _is_live(found: Look) -> bool:
-    return found.domain is not None and found.domain.on
 
 
 def _is_kept(path: Path, plan: DiskPlan, found: Look) -> bool:

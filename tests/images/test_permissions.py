@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import pwd
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from reconciler.cli.progress import Silent
+from reconciler.engine import permitted
+from reconciler.engine.applying import Applier, Options
+from reconciler.engine.looking import look
+from reconciler.engine.planning import plan_disk
+from reconciler.engine.state import StateFolder
+from reconciler.model.domain import Domain
+from reconciler.model.errors import HypervisorError
+from reconciler.spec import load
+from reconciler.tools import permissions
 from reconciler.tools.quarantine import FOLDER
+from tests.images.cases import B, P, Q, X
 from tests.images.disks import NOBODY, Disk, assert_done, folder_facts, unprivileged
 
 
@@ -148,3 +161,48 @@ def test_a_state_directory_whose_files_are_hidden_is_not_taken_for_an_empty_one(
         assert f"{theirs.state}/vm.toml cannot be read: Permission denied" in told
         assert "run as its owner, or name another with --state-dir" in told
     assert folder_facts(theirs.images) == theirs.before
+
+
+class Stopping:
+    """A libvirt that is only asked to stop a guest, and does not."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def stop(self, name: str, _: float) -> None:
+        self.asked.append(name)
+        raise HypervisorError("it does not stop")
+
+    def domain(self, _: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("restarts", [True, False], ids=["for itself", "for another disk"])
+def test_what_a_plan_needs_once_the_guest_is_off_is_asked_before_it_is_stopped(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    """While a guest runs, QEMU writes to the images, and this user need not be allowed to."""
+    disk.chain({"b": B, "p": P, "q": Q, "x": X})
+    disk.add("d", B)
+    vdb = f"\n[domains.vm.disks.vdb]\nchain = ['{disk.path('d')}', '{disk.images}/e.qcow2']\n"
+    disk.spec("b <- q <- y", active="x.qcow2", discard=["x"], more=vdb)
+    spec, states, host = load([disk.spec_file]), StateFolder(disk.state), Stopping()
+    running = Domain("vm", "running")
+    looks = [
+        replace(found, host=cast(Any, host), domain=running)
+        for found in look(spec, states, spec.disks)
+    ]
+    plans = [plan_disk(found) for found in looks]
+    plans = [replace(plans[0], restart=restarts), replace(plans[1], restart=not restarts)]
+    written = {disk.path("b"), disk.path("q")}
+    monkeypatch.setattr(permissions, "_allowed", lambda path, _: path not in written)
+    applier = Applier(spec, states, Options(), Silent())
+    refused, other = applier.apply(list(zip(plans, looks, strict=True)))
+
+    assert "may not write to" in str(refused)
+    assert host.asked == ([] if restarts else ["vm"])
+    assert "it does not stop" in str(other) or restarts
+    assert (
+        any("apply will be refused" in note for note in permitted.notes(plans[0], looks[0]))
+        == restarts
+    )
