@@ -482,9 +482,9 @@ def _no_hidden_user(task: Task, step: Step) -> None:
 
 
 def _not_too_deep(task: Task, planned: tuple[PlannedStep, ...]) -> None:
-    """Refuse a chain that would end the guest; one that is so deep already may be merged."""
-    longest = max((len(one.after) for one in planned if isinstance(one.step, Create)), default=0)
-    if task.deepest is None or longest <= task.deepest:
+    """Refuse a chain that would end the guest, unless it is as deep as that already."""
+    longest = max((len(one.after) for one in planned), default=0)
+    if task.deepest is None or longest <= max(task.deepest, len(task.chain)):
         return
     raise Refused(
         f"the chain would grow to {longest} images, and with more than {task.deepest} this host's "

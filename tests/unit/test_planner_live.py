@@ -1383,6 +1383,39 @@ def test_a_chain_that_is_too_deep_for_libvirt_can_be_merged() -> None:
     assert made.steps
 
 
+@pytest.mark.parametrize("state", ["running", "shut-off"])
+@pytest.mark.parametrize(
+    ("desired", "discard"),
+    [("b <- p <- x <- new*", "y"), ("b <- p <- new*", "x y"), ("b <- new*", "p x y")],
+    ids=["as long", "shorter", "short enough"],
+)
+def test_a_chain_that_is_too_deep_for_libvirt_can_be_rolled_back(
+    state: State, desired: str, discard: str
+) -> None:
+    made = domain(
+        "b <- p <- x <- y*", desired, state, discard=discard, on_running="restart", deepest=2
+    )
+
+    assert any(isinstance(one.step, Create) for one in made.steps)
+    assert max(len(one.after) for one in made.steps) <= 4
+
+
+@pytest.mark.parametrize(
+    "desired",
+    ["b <- p <- x <- y <- new*", "b <- p <- y <- new <- newer*"],
+    ids=["grows", "grows after a merge"],
+)
+def test_a_chain_that_is_too_deep_for_libvirt_gets_no_deeper(desired: str) -> None:
+    with pytest.raises(Refused, match=r"would grow to \d images, and with more than 2 this"):
+        domain("b <- p <- x <- y*", desired, deepest=2)
+
+
+def test_a_chain_that_is_too_deep_for_libvirt_stays_as_deep_as_it_is() -> None:
+    made = domain("b <- p <- x <- y*", "b <- p <- y <- new*", deepest=2)
+
+    assert [len(one.after) for one in made.steps] == [3, 4, 4]
+
+
 def test_a_transient_domain_is_not_stopped_for_a_rollback() -> None:
     with pytest.raises(Refused, match="transient: once stopped, it is gone"):
         domain("b <- x*", "b <- y*", discard="x", on_running="restart", transient=True)
