@@ -25,7 +25,7 @@ from reconciler.cli.naming import apply_command, printable
 from reconciler.cli.stopping import Interrupted
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all
-from reconciler.engine.state import StateFolder, default_folder
+from reconciler.engine.state import ENVIRONMENT, StateFolder, default_folder
 from reconciler.model.errors import Mistake, ReconcilerError, SpecError, worded
 from reconciler.model.plan import Plan
 from reconciler.model.units import parse_rate
@@ -81,7 +81,8 @@ Target = Annotated[
 ]
 StateDir = Annotated[
     Path | None,
-    typer.Option("--state-dir", help="Where state is kept.", envvar="VIRT_CHAIN_STATE_DIR"),
+    # the environment has its turn after all options, before the command and after it
+    typer.Option("--state-dir", help=f"Where state is kept; left out: {ENVIRONMENT}, if set."),
 ]
 Connect = Annotated[
     str | None,

@@ -383,3 +383,18 @@ def test_too_little_memory_is_told_in_a_sentence(
     assert code == 1
     assert said.startswith("virt-chain: not enough memory")
     assert said.endswith("nothing is lost: virt-chain apply continues\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--state-dir named apply -y", "apply -y --state-dir named"],
+    ids=["before the command", "after it"],
+)
+def test_a_state_directory_that_an_option_names_wins_over_the_environment(
+    words: str, capsys: Captured, folder: Path
+) -> None:
+    code, _, _ = call(capsys, *words.split())
+
+    assert code == 0
+    assert (folder / "named" / "web.toml").exists()
+    assert not (folder / "state").exists()
