@@ -40,8 +40,14 @@ HELD = 10.0
 """Seconds to wait for another process that has the same embedded driver open."""
 BUSY = 3
 """A commit whose work has grown so many times since it began, or since it was told, is told of."""
-ANSWER = 30.0
-"""Seconds in which a daemon that is well has answered a new connection."""
+ANSWER = 120.0
+"""
+Seconds in which a daemon that is well has answered a new connection.
+
+One that its socket starts looks at its guests and at QEMU first, and polkit may ask for a password.
+"""
+SLOW = 30.0
+"""Seconds after which somebody who waits for that is told."""
 KEEPALIVE = (5, 6)
 """Seconds between two questions whether libvirtd is there, and how many it may leave unanswered."""
 PATIENCE = 600.0
@@ -146,7 +152,13 @@ def _answered(call: Callable[[], Any], uri: str) -> Any:
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        found, error = answers.get(timeout=ANSWER)
+        try:
+            found, error = answers.get(timeout=SLOW)
+        except Empty:
+            log.warning(
+                "%s has not answered for %.0f s; waiting for it up to %.0f s", uri, SLOW, ANSWER
+            )
+            found, error = answers.get(timeout=ANSWER - SLOW)
     except Empty:
         raise HypervisorError(
             f"{uri} has not answered for {ANSWER:.0f} s; is its daemon (libvirtd, virtqemud) stuck?"

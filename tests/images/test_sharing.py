@@ -300,6 +300,7 @@ def test_a_daemon_that_hangs_is_told_and_not_waited_for_for_ever(
     disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It accepts connections, as the kernel does for it, and says nothing."""
+    monkeypatch.setattr(hypervisor, "SLOW", 0.1)
     monkeypatch.setattr(hypervisor, "ANSWER", 0.2)
     disk.chain({"b": B, "x": X})
     with socket.socket(socket.AF_UNIX) as mute:

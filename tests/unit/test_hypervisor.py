@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,21 @@ def opened(monkeypatch: pytest.MonkeyPatch, uri: str, connection: Connection) ->
     monkeypatch.setattr(hypervisor, "_opened", lambda *_: connection)
     monkeypatch.setattr(hypervisor.Hypervisor, "_wait_reconnected", _stop)
     hypervisor.Hypervisor.open(uri)
+
+
+def test_a_daemon_that_answers_late_is_waited_for_and_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that has just been started by its socket, or that waits for a password."""
+    monkeypatch.setattr(hypervisor, "SLOW", 0.1)
+    late = threading.Event()
+    threading.Timer(0.3, late.set).start()
+    answer = hypervisor._answered(lambda: late.wait(60), "qemu:///system")
+
+    assert answer is True
+    assert [one.getMessage() for one in caplog.records] == [
+        "qemu:///system has not answered for 0 s; waiting for it up to 120 s"
+    ]
 
 
 class Accepted(Exception):
