@@ -464,7 +464,7 @@ class _Run:
         views_before = self._digests()
         early = [one for one in self.plan.now if self._is_old_leftover(one)]
         later = [one for one in self.plan.now if one not in early]
-        self._remove_all(early)
+        self._remove_all(early, old=True)
         changes = [one for one in later if not _is_last(one)]
         for _, unit in groupby(
             changes, key=lambda one: one.group if one.group is not None else id(one)
@@ -480,7 +480,8 @@ class _Run:
         if self.plan.restart:
             yield from self._started()
         self._forget_all(one for one in later if isinstance(one.step, Forget) and _is_last(one))
-        self._remove_all(one for one in later if isinstance(one.step, Remove))
+        removals = [one for one in later if isinstance(one.step, Remove)]
+        self._remove_all(removals, old=self.resumed is not None)
         self._remember(replace(self._now(settled=True), applied=now()))
 
     def _started(self) -> Going:
@@ -845,19 +846,23 @@ class _Run:
             raise StaleChain(f"{name} reads differently; nothing was removed")
         self.applier.reporter.note(self.plan, f"{name} reads as before, sha256 {digest[:16]}")
 
-    def _remove_all(self, removals: Iterable[PlannedStep]) -> None:
-        """Remove files, after a fresh look at every header that could name one of them."""
-        removals = tuple(removals)
+    def _remove_all(self, removals: Sequence[PlannedStep], *, old: bool = False) -> None:
+        """
+        Remove files, after a fresh look at every header that could name one of them.
+
+        Args:
+            old: An earlier apply has left them: one that cannot go stays for a later one.
+        """
         if not removals:
             return
         self.overlays = self.applier.looking.overlays(self.found.desired)
-        for planned in removals:
-            self._remove(planned)
-        removed = {path for planned in removals for path in touched(planned.step)}
+        gone = [planned for planned in removals if self._remove(planned, old=old)]
+        removed = {path for planned in gone for path in touched(planned.step)}
         left = tuple(one for one in self.state.leftovers if one.path not in removed)
         self.state = replace(self.state, leftovers=left)  # files that are gone are no leftovers
 
-    def _remove(self, planned: PlannedStep) -> None:
+    def _remove(self, planned: PlannedStep, *, old: bool) -> bool:
+        """False where it cannot be removed, and may be another time."""
         assert isinstance(planned.step, Remove)
         path = planned.step.image
         self.applier.go_on()
@@ -868,9 +873,13 @@ class _Run:
             for one in [left for left in self.state.leftovers if left.path == path]:
                 self._remove_leftover(planned.step, one)
         except (ReconcilerError, OSError) as error:
+            if old and isinstance(error, OSError):
+                self._stays(path, worded(error))
+                return False
             raise StepFailed(str(planned.step), self.number - 1, worded(error)) from error
         seconds = time.monotonic() - began
         self.applier.reporter.finished(self.plan, self.number, planned, seconds)
+        return True
 
     def _remove_leftover(self, step: Remove, left: Leftover) -> None:
         if users := self._users_of(left):

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from reconciler.backends.offline import is_relative
+from reconciler.engine.disk_state import Leftover
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import Refused
 from reconciler.model.plan import DiskPlan, PlannedStep
 from reconciler.model.steps import Commit, Create, Remove, Rename, rewritten
+from reconciler.planner.task import Task
 from reconciler.tools import permissions, quarantine
 
 Check = Callable[[], None]
@@ -42,16 +44,42 @@ def notes(plan: DiskPlan, found: Look) -> Iterator[str]:
 
 def _checks(plan: DiskPlan, found: Look, *, live: bool) -> Iterator[Check]:
     folders: dict[Path, None] = {}
+    kept_in: dict[Path, None] = {}
     others: list[Check] = []
     for planned in plan.now:
+        if isinstance(planned.step, Remove) and _is_old(planned.step.image, found):
+            continue  # it may stay
         names = tuple(_names(planned, live=live))
         folders.update(dict.fromkeys(path.parent for path in names))
         others += (partial(permissions.require_name, path) for path in names)
         others += _images(planned, live=live, begins=found.resumed is None)
         if isinstance(planned.step, Remove) and _is_kept(planned.step.image, plan, found):
-            folders[planned.step.image.parent / quarantine.FOLDER] = None
+            kept_in[planned.step.image.parent] = None
+    yield from (partial(quarantine.require_usable, folder) for folder in kept_in)
+    folders.update(dict.fromkeys(folder / quarantine.FOLDER for folder in kept_in))
     yield from (partial(permissions.require_folder, folder) for folder in folders)
     yield from others
+
+
+def why_it_stays(left: Leftover, task: Task) -> str | None:
+    """Why this user cannot remove a leftover, and what to do about it; None: it can go."""
+    folder = left.path.parent
+    try:
+        permissions.require_folder(folder)
+        permissions.require_name(left.path)
+        if task.keep_discarded if left.discarded else task.keep_merged:
+            quarantine.require_usable(folder)
+            permissions.require_folder(folder / quarantine.FOLDER)
+    except Refused as error:
+        return str(error)
+    return None
+
+
+def _is_old(path: Path, found: Look) -> bool:
+    """True for an image that was merged or discarded before, or by steps that were interrupted."""
+    resumed = found.resumed
+    lefts = (*found.state.leftovers, *(resumed.remove if resumed else ()))
+    return any(left.path == path for left in lefts)
 
 
 def _names(planned: PlannedStep, *, live: bool) -> Iterator[Path]:
@@ -94,6 +122,5 @@ def _is_kept(path: Path, plan: DiskPlan, found: Look) -> bool:
     """True where the image goes to the quarantine."""
     if found.task is None:
         return False
-    left = {one.path for one in found.state.every_leftover if one.discarded}
-    discarded = path in plan.restore_points.discarded or path in left
+    discarded = path in plan.restore_points.discarded
     return bool(found.task.keep_discarded if discarded else found.task.keep_merged)

@@ -119,7 +119,8 @@ def plan_disk(found: Look) -> DiskPlan:
     desired = found.desired
     assert found.task is not None
     try:
-        left = tuple(_removals(found))
+        left, stay = _removals(found, found.task)
+        empty = replace(empty, warnings=(*empty.warnings, *stay))
         resumed = found.resumed
         if found.job is not None and not (resumed and found.task.on):
             raise Refused(
@@ -392,14 +393,23 @@ def overwritten(found: Look) -> frozenset[Path]:
     return frozenset(paths)
 
 
-def _removals(found: Look) -> Iterable[PlannedStep]:
-    """Steps that take away what an earlier apply has merged and not yet removed."""
+def _removals(found: Look, task: Task) -> tuple[list[PlannedStep], list[str]]:
+    """
+    Steps that take away what an earlier apply has merged and not yet removed.
+
+    Returns:
+        The steps, and for each image that cannot go, why it stays.
+    """
+    steps, stay = [], []
     for one in found.state.leftovers:
-        if one.path in found.claimed or one.path in found.chain:
+        if one.path in found.claimed or one.path in found.chain or not still_there(one):
             continue
-        if still_there(one):
-            reason = "its data was merged or discarded before"
-            yield PlannedStep(Remove(one.path), found.chain, found.chain, reason)
+        if why := permitted.why_it_stays(one, task):
+            stay.append(f"{one.path.name} was merged or discarded, and stays on disk: {why}")
+            continue
+        reason = "its data was merged or discarded before"
+        steps.append(PlannedStep(Remove(one.path), found.chain, found.chain, reason))
+    return steps, stay
 
 
 def still_there(one: Leftover) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from reconciler.tools import files, opening
+from reconciler.model.errors import Refused
+from reconciler.tools import files, opening, statx
 
 FOLDER = ".virt-chain-quarantine"
 _NAME = re.compile(r"(?P<name>.*)~(?P<until>\d{8}T\d{6}Z)(?:-\d+)?", re.DOTALL)
@@ -35,6 +37,29 @@ class Kept:
     until: datetime
     size: int
     inode: int
+
+
+def require_usable(images: Path) -> None:
+    """Raises Refused where nothing can be moved into the quarantine of the folder *images*."""
+    place = images / FOLDER
+    try:
+        found = os.lstat(place)
+        here, there = statx.identity_of(images, follow=True), statx.identity_of(place)
+    except OSError:
+        return  # it is made when it is needed
+    if not stat.S_ISDIR(found.st_mode):
+        what = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a folder"
+        raise Refused(
+            f"{place} is {what}, and images that are taken away are kept in a folder of that name",
+            f"move it away: mv -n {shlex.quote(str(place))} {shlex.quote(f'{place}.old')}",
+        )
+    # subvolumes of btrfs are on one mount, and have numbers of their own
+    if (here.mount_id, here.device) != (there.mount_id, there.device):
+        raise Refused(
+            f"{place} is a mount or a subvolume of its own, and images that are taken away are "
+            "moved there, which works within one filesystem only",
+            "move what it holds away and unmount it, or remove the subvolume",
+        )
 
 
 def put(path: Path, seconds: int, inode: int) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from reconciler.engine import applying
 from reconciler.engine.around import Around
 from reconciler.engine.state import StateFolder, waiting
-from reconciler.tools import files, images, process, qemuimg, views
+from reconciler.tools import files, images, process, qemuimg, quarantine, views
 from reconciler.tools.quarantine import FOLDER
 from tests.images.cases import BIG_P, B, P, X
 from tests.images.disks import (
@@ -143,6 +144,109 @@ def test_an_immutable_image_is_told_before_the_first_change(
     assert unchanged
     assert again.code == 0, again.err
     assert_done(disk, "b <- x", current="x", gone=["p"])
+
+
+@contextmanager
+def broken_quarantine(folder: Path, kind: str) -> Iterator[Path]:
+    """What lies where the quarantine of *folder* would be; nothing can be moved there."""
+    place = folder / FOLDER
+    with ExitStack() as held:
+        if kind == "file":
+            place.touch()
+        elif kind == "link":
+            elsewhere = folder.parent / "elsewhere"
+            elsewhere.mkdir()
+            place.symlink_to(elsewhere)
+        else:
+            place.mkdir()
+            held.enter_context(mounted("-t", "tmpfs", "tmpfs", place))
+        yield place
+    if kind == "mount":
+        place.rmdir()
+    else:
+        place.unlink()
+
+
+QUARANTINES = {
+    "file": "is not a folder",
+    "link": "is a symbolic link",
+    "mount": "is a mount or a subvolume of its own",
+}
+
+
+@pytest.mark.parametrize("kind", QUARANTINES)
+def test_a_quarantine_that_cannot_be_used_is_told_before_the_first_change(
+    disk: Disk, kind: str
+) -> None:
+    disk.chain({"b": B, "x": X})
+    disk.spec("b <- y", active="x.qcow2", discard=["x"])
+    with broken_quarantine(disk.images, kind) as place:
+        before = folder_facts(disk.images)
+        planned, applied = disk.plan(), disk.apply()
+
+        told = f"{place} {QUARANTINES[kind]}"
+        notes = planned.data["domains"][0]["disks"][0]["notes"]
+        assert any(note.startswith(f"apply will be refused: {told}") for note in notes)
+        assert (applied.code, told in applied.err) == (1, True), applied
+        assert folder_facts(disk.images) == before
+    assert disk.apply().code == 0
+    assert_done(disk, "b <- y", current="b", gone=["x"])
+
+
+def left_behind(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback whose last step failed: x was discarded, and has not gone."""
+    disk.chain({"b": B, "x": X})
+    disk.spec("b <- y", active="x.qcow2", discard=["x"])
+
+    def put(path: Path, *_: object) -> Path:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(quarantine, "put", put)
+        assert disk.apply().code == 1
+    disk.spec("b <- y <- z", discard=["x"])
+    assert disk.stack("y") == "b <- y"
+    assert disk.path("x").exists()
+
+
+@pytest.mark.parametrize("kind", [*QUARANTINES, "immutable"])
+def test_a_leftover_that_cannot_go_stays_and_keeps_nothing_else_from_being_done(
+    disk: Disk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(disk, monkeypatch)
+    there = immutable(disk.path("x")) if kind == "immutable" else None
+    with there or broken_quarantine(disk.images, kind):
+        planned, applied = disk.plan(), disk.apply()
+        again = disk.apply()
+
+        assert (planned.steps, applied.code) == (["create z on y"], 0), applied
+        why = QUARANTINES.get(kind, "it is immutable")
+        for outcome in (planned, applied, again):
+            assert "x.qcow2 was merged or discarded, and stays on disk" in outcome.out
+            assert why in " ".join(outcome.out.split())
+        assert again.code == 0
+        assert disk.path("x").exists()
+    assert disk.plan().steps == ["remove x"]
+    assert disk.apply().code == 0
+    assert_done(disk, "b <- y <- z", current="b", gone=["x"])
+
+
+def test_a_leftover_that_nobody_could_tell_cannot_go_stays_for_the_next_apply(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(disk, monkeypatch)
+
+    def put(path: Path, *_: object) -> Path:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(quarantine, "put", put)
+        applied = disk.apply()
+
+    assert "x.qcow2 stays on disk: " in applied.out + applied.err
+    assert disk.stack("z") == "b <- y <- z"
+    assert disk.apply().code == 0
+    assert_done(disk, "b <- y <- z", current="b", gone=["x"])
 
 
 @pytest.mark.parametrize("length", [238, 255])
