@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tomli
+import tomli_w
 
 from reconciler.engine.disk_state import DiskState
 from reconciler.tools.decoding import decoded, encoded
@@ -64,10 +65,8 @@ def is_spec(text: str) -> bool:
 
 def dump_text(stored: Stored) -> str:
     """The text of a state file that holds *stored*."""
-    import tomlkit  # takes a while, and only writing needs it
-
     data = encoded(stored)
-    return HEAD + tomlkit.dumps({"version": VERSION, **_without_none(data)}) + END
+    return HEAD + tomli_w.dumps({"version": VERSION, **_without_none(data)}) + END
 
 
 def _without_none(data: Any) -> Any:
