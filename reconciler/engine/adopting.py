@@ -9,6 +9,7 @@ nothing is done about it until a person has decided.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,17 +52,34 @@ class Adoption:
         if active is None or not disk.chain:
             return None
         listed = [images.real(entry.path) for entry in disk.chain]
-        discards = active.path in map(images.real, disk.discard)
-        if active.path == listed[-1] or not (listed[-1].exists() or discards):
-            return None
-        relative = os.path.relpath(active.path, os.path.realpath(disk.directory))
-        name = min(relative, str(active.path), key=len)
+        thrown = set(map(images.real, disk.discard))
+        discarded = [self._named(path) for path in self.chain.paths if path in thrown]
+        off = f"take {_all_of(discarded)} off `discard`"
         if active.path in listed:
-            return f"take what is above {name} off the chain"
+            edits = [off] if discarded else []
+            if active.path != listed[-1] and listed[-1].exists():
+                edits.insert(0, f"take what is above {self._named(active.path)} off the chain")
+            return " and ".join(edits) or None
+        if not (listed[-1].exists() or discarded):
+            return None
         where = f"in place of {disk.chain[-1].name}"
         if listed[-1] in self.chain:
             where = "on top of the chain"
-        return f"list {name} {where}" + (" and take it off `discard`" if discards else "")
+        new = {*discarded, self._named(active.path)}
+        names = [name for path in self.chain.paths if (name := self._named(path)) in new]
+        if not discarded:
+            return f"list {_all_of(names)} {where}"
+        them = ("it" if len(names) == 1 else "them") if names == discarded else _all_of(discarded)
+        return f"list {_all_of(names)} {where} and take {them} off `discard`"
+
+    def _named(self, path: Path) -> str:
+        """How the spec would name the image *path*."""
+        relative = os.path.relpath(path, os.path.realpath(self.disk.directory))
+        return min(relative, str(path), key=len)
+
+
+def _all_of(names: Sequence[str]) -> str:
+    return " and ".join(names)
 
 
 def consider(
@@ -128,6 +146,7 @@ def consider(
     if tree.found is not None and active.path != tree.attached and tree.found.domain.on:
         raise Refused(f"{disk.domain} is {tree.found.domain.state}", "shut it off first")
     facts = tuple(_facts(tree.state, unfinished, tree.changes, known, active.path))
+    facts = (*_written_below(tree, chain), *facts)
     if known is None and image is not None:
         facts = (f"{active.path} is the active image; none was remembered", *facts)
     fresh = settled_state(replace(tree.state, images={}, actives={}, leftovers=()), chain)
@@ -140,10 +159,31 @@ def consider(
 def _out_of_quarantine(image: Path, disk: DesiredDisk) -> None:
     """Raises Refused where *image* lies in quarantine, with the commands that move it out."""
     if moves := quarantined.ways_out(image):
-        raise Refused(
-            f"{image} is in quarantine, where virt-chain gc removes images",
-            f"move it out first: {quarantined.move_and_adopt(moves, disk.label)}",
-        )
+        there = f"{image} is in quarantine, where virt-chain gc removes images"
+        out = f"move it out first: {quarantined.move_and_adopt(moves, disk.label)}"
+        if lost := quarantined.lost_below(moves):
+            why, condition = lost
+            raise Refused(f"{there}, and {why}", f"{condition} {out}")
+        raise Refused(there, out)
+
+
+def _written_below(tree: Tree, chain: Chain) -> Iterator[str]:
+    """
+    Images of the disk that were written to after the first of *chain* that now stands on them.
+
+    They were overwritten by a merge, or by the guest, since that one was discarded or made.
+    """
+    own = {*tree.chain.paths, *tree.state.images, *tree.state.actives}
+    new = next((index for index, one in enumerate(chain) if one.path not in own), 0)
+    above = files.file_id(chain[new].path)
+    for image in chain.images[:new]:
+        who = files.file_id(image.path)
+        if who is not None and above is not None and who.modified > above.modified:
+            yield (
+                f"{image.path} was written to ({quarantined.at_time(who.modified)}) after "
+                f"{chain[new].path.name} was ({quarantined.at_time(above.modified)}): "
+                f"{quarantined.mixture(chain[new].path, image.path)}"
+            )
 
 
 def _of_nobody_else(forest: Forest, tree: Tree, chain: Chain) -> None:

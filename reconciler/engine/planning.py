@@ -198,11 +198,15 @@ def _names_again(task: Task, again: Mapping[Path, Path]) -> str:
     One name may be in use again by some scheme of names; several are what a reverted spec has.
     """
     names = " and ".join(path.name for path in again)
-    back = quarantined.move_and_adopt(dict(reversed(list(again.items()))), task.label)
+    moves = dict(reversed(list(again.items())))
     images_, them = ("an image", "it") if len(again) == 1 else ("images", "them")
+    back = f"to have {them} back: {quarantined.move_and_adopt(moves, task.label)}"
+    if lost := quarantined.lost_below(moves):
+        why, condition = lost
+        back = f"{why}; {condition} {back}"
     return (
-        f"{names}: the quarantine has {images_} of that name, and what is made now is another; to "
-        f"have {them} back: {back}"
+        f"{names}: the quarantine has {images_} of that name, and what is made now is another; "
+        f"{back}"
     )
 
 

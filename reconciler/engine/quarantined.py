@@ -12,7 +12,7 @@ from reconciler.model.image import Identity
 from reconciler.model.plan import DiskPlan
 from reconciler.model.steps import Commit, Remove, Rename
 from reconciler.planner.task import Task
-from reconciler.tools import images, quarantine
+from reconciler.tools import files, images, quarantine
 from reconciler.tools.lookups import Lookups
 from reconciler.tools.quarantine import Kept
 
@@ -80,6 +80,47 @@ def _free(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
+
+
+def lost_below(moves: Mapping[Path, Path]) -> tuple[str, str] | None:
+    """
+    Why the first of *moves* may not read as it did when it went into quarantine.
+
+    Args:
+        moves: As `ways_out` has them.
+
+    Returns:
+        The reason, and on what condition it is moved out all the same, for the commands.
+    """
+    lookups = Lookups()
+    places = {str(to): str(at) for to, at in moves.items()}
+    top = next(iter(places))
+    name, file = top, places[top]
+    went = files.file_id(Path(file))
+    seen = {name}
+    while (below := _named_by(name, file, lookups)) is not None and below not in seen:
+        seen.add(below)
+        name, file = below, places.get(below, below)
+        who = files.file_id(Path(file))
+        if who is None:
+            return f"{name}, which it stands on, is not there any more", "put that back, then"
+        if went is not None and who.modified > went.changed:
+            since = f"{name}, which it stands on, was written to since ({at_time(who.modified)})"
+            return f"{since}: {mixture(Path(top), Path(name))}", "if it was,"
+    return None
+
+
+def mixture(image: Path, below: Path) -> str:
+    """What became of *image* where *below*, which it stands on, was written to after it."""
+    return (
+        f"unless that was only a merge of images below {below.name}, {image.name} reads a mixture "
+        "of two states"
+    )
+
+
+def at_time(nanoseconds: int) -> str:
+    """A moment since 1970, for people."""
+    return f"{datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def move_and_adopt(moves: Mapping[Path, Path], label: str) -> str:

@@ -155,10 +155,17 @@ def _without_discarded(task: Task) -> tuple[Chain, tuple[Image, ...]]:
         higher = task.chain.images[task.chain.index(discarded[0].path) :]
         stay = tuple(image for image in higher if image not in discarded)
         above = describe(stay)
+        way_out = f"take {describe(discarded)} off `discard` to merge {_it_or_them(discarded)}"
+        listed = {wanted.path for wanted in task.wanted}
+        if not any(image.path in listed for image in stay):
+            way_out += (
+                f"; or, to throw the current state away and go back to what is below "
+                f"{discarded[0].name}, list {above} there, too"
+            )
         raise Refused(
             f"`discard` takes images from the top of {task.chain}, and {above} "
             f"stand{'s' if len(stay) == 1 else ''} above {discarded[0].name}",
-            f"discard {above} as well, or take {discarded[0].name} off `discard` to merge it",
+            way_out,
         )
     return Chain(task.chain.images[: len(task.chain) - count]), discarded
 
@@ -231,10 +238,12 @@ def _instead_of(top: Wanted, task: Task) -> str:
     active = task.chain.active
     if active is None:
         return f"list a new name in place of {top.name}"
-    if active.path in task.discard:
+    discarded = tuple(image for image in task.chain if image.path in task.discard)
+    if active in discarded:
+        others = f"{describe(discarded)}" if len(discarded) > 1 else "it"
         return (
-            f"to go on from {active}, the active image, list it in place of {top.name} and take "
-            "it off `discard`"
+            f"to go on from {active}, the active image, list {others} in place of {top.name} and "
+            f"take {_it_or_them(discarded)} off `discard`"
         )
     if any(active.path == wanted.path for wanted in task.wanted):
         return f"list a new name in place of {top.name}, or take it off the chain"
@@ -285,6 +294,10 @@ def _ends(
 def describe(images: tuple[Image, ...]) -> str:
     """The names of *images* for a sentence: ``q``, ``q and r``, ``q, r and s``."""
     return _listed([short_name(image.path) for image in images])
+
+
+def _it_or_them(images: tuple[Image, ...]) -> str:
+    return "it" if len(images) == 1 else "them"
 
 
 def _listed(names: list[str]) -> str:

@@ -783,8 +783,9 @@ def test_after_a_killed_guest_nothing_goes_on_from_a_header_whose_data_may_be_mi
     assert three.read("z") == three.golden["x"]
 
 
-def moved_out(disk: Disk, said: str) -> None:
-    """Do what *said* names after ``first: ``."""
+def moved_out(disk: Disk, said: str) -> str:
+    """Do what *said* names after ``first: ``; what adopt says."""
+    told = ""
     for words in said.rstrip().partition("first: ")[2].split("; "):
         program, *rest = shlex.split(words)
         if program == "mv":
@@ -793,6 +794,8 @@ def moved_out(disk: Disk, said: str) -> None:
             assert program == "virt-chain"
             adopted = run(disk, *rest, "-y", "--spec", disk.spec_file)
             assert adopted.code == 0, adopted
+            told += adopted.out
+    return told
 
 
 @pytest.mark.parametrize("style", ["absolute", "relative"])
@@ -809,12 +812,86 @@ def test_an_image_in_quarantine_is_moved_out_before_it_is_adopted(disk: Disk, st
 
     assert refused.code == 1
     assert f"{place} is in quarantine" in refused.err
+    assert "mixture" not in refused.err
     assert folder_facts(disk.state) == known
     moved_out(disk, refused.err)
     disk.spec_file.write_text(before)
     assert disk.read("x") == disk.golden["x"]
     assert quarantined(disk) == {}
     assert_quiet(disk)
+
+
+def test_an_image_whose_backing_file_was_overwritten_is_told_before_it_is_adopted(
+    three: Disk,
+) -> None:
+    three.spec("b <- p <- y", discard=["x"])
+    assert three.apply().code == 0
+    write(three.path("y"), "64k:- 64k:Y")
+    (name,) = quarantined(three)
+    three.spec("b <- p", discard=["x"])
+    planned = three.plan()
+    assert planned.steps == ["commit y into p, 64k", "remove y"]
+    assert three.apply().code == 0
+    refused = run(three, "adopt", "vm:vda", three.images / name, "-y", "--spec", three.spec_file)
+    three.spec("b <- p <- x <- new", discard=["y"])
+    again = three.plan()
+
+    mixture = "unless that was only a merge of images below p.qcow2, x.qcow2 reads a mixture"
+    told = f"{three.path('p')}, which it stands on, was written to since ("
+    notes = " ".join(again.data["domains"][0]["disks"][0]["notes"])
+    for said, then in ((refused.err, "move it out first:"), (notes, "to have it back:")):
+        assert told in said
+        assert said.index(told) < said.index(mixture) < said.index(f"if it was, {then} mv -n")
+    assert refused.code == 1
+    tool("mv", "-n", three.images / name, three.path("x"))
+    adopted = run(three, "adopt", "vm:vda", "x.qcow2", "-y", "--spec", three.spec_file)
+    assert f"{three.path('p')} was written to (" in adopted.out
+    assert mixture in adopted.out
+
+
+def test_an_image_whose_backing_file_is_gone_is_told_before_it_is_moved(three: Disk) -> None:
+    three.spec("b <- y", discard=["p", "x"])
+    assert three.apply().code == 0
+    put = {
+        was.removesuffix(".qcow2"): three.images / name for name, was in quarantined(three).items()
+    }
+    put["p"].unlink()
+    refused = run(three, "adopt", "vm:vda", put["x"], "-y", "--spec", three.spec_file)
+
+    assert f"{three.path('p')}, which it stands on, is not there any more; put tha" in refused.err
+
+
+SEVERAL = {
+    "as the rollback left it": (
+        "b <- y",
+        ["p", "x"],
+        "list p.qcow2 and x.qcow2 in place of y.qcow2 and take them off `discard`",
+        "to go on from x, the active image, list p and x in place of y.qcow2 and take them ",
+    ),
+    "with the active image": (
+        "b <- x",
+        ["p"],
+        "take p.qcow2 off `discard`",
+        "x stands above p; take p off `discard` to merge it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("chain", "discard", "edit", "error"), SEVERAL.values(), ids=SEVERAL)
+def test_a_rollback_over_several_images_is_taken_back_as_it_is_told(
+    three: Disk, chain: str, discard: list[str], edit: str, error: str
+) -> None:
+    three.spec("b <- y", discard=["p", "x"])
+    assert three.apply().code == 0
+    (name,) = (name for name, was in quarantined(three).items() if was == "x.qcow2")
+    three.spec(chain, discard=discard)
+    refused = run(three, "adopt", "vm:vda", three.images / name, "-y", "--spec", three.spec_file)
+    adopted = moved_out(three, refused.err)
+
+    assert f"Adopted. In {three.spec_file}, {edit}; then run: virt-chain plan" in adopted
+    assert error in (three.plan().error or "")
+    three.spec("b <- p <- x")
+    assert_quiet(three)
 
 
 def test_a_rollback_is_taken_back_as_it_is_told(three: Disk) -> None:

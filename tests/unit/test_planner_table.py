@@ -799,7 +799,18 @@ REFUSALS = [
         "b <- x*",
         {"discard": "p"},
         "`discard` takes images from the top of b <- p <- q <- x*, and q and x stand above p",
-        "discard q and x as well, or take p off `discard` to merge it",
+        "take p off `discard` to merge it",
+    ),
+    (
+        "discard below images that the spec does not list either",
+        "b <- p <- q <- x*",
+        "b <- y*",
+        {"discard": "p"},
+        "`discard` takes images from the top of b <- p <- q <- x*, and q and x stand above p",
+        (
+            "take p off `discard` to merge it; or, to throw the current state away and go back to "
+            "what is below p, list q and x there, too"
+        ),
     ),
     (
         "a foreign image on top",
@@ -841,6 +852,20 @@ REFUSALS = [
         (
             "to go on from p, the active image, list it in place of c and take it off `discard`; "
             "if the guest uses c, run: virt-chain adopt web01:vda c"
+        ),
+    ),
+    (
+        "a foreign image on top, where the active one and others are discarded",
+        "b <- p <- q*",
+        "b <- c*",
+        {"foreign": ["b <- c"], "discard": "p q"},
+        (
+            "c exists and is not in the observed chain b <- p <- q*: the current state cannot end "
+            "in a foreign image"
+        ),
+        (
+            "to go on from q, the active image, list p and q in place of c and take them off "
+            "`discard`; if the guest uses c, run: virt-chain adopt web01:vda c"
         ),
     ),
     (
