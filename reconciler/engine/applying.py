@@ -205,8 +205,10 @@ class Applier:
             ReconcilerError: Another virt-chain is at the disk, or the guest does not start.
         """
         disk, host = found.desired, found.host
+        if host is None:
+            return
         targets = self.states.stopped_for(disk.domain)
-        if host is None or not targets:
+        if not targets:
             return
         with ExitStack() as held:
             # whoever stopped it may be at work; the disk may be in no spec any more

@@ -11,7 +11,7 @@ from reconciler.engine.applying import Applier, Reporter, Work
 from reconciler.engine.disk_state import now
 from reconciler.engine.gate import Admitted
 from reconciler.engine.tasks import Look
-from reconciler.model.errors import ReconcilerError, StaleChain
+from reconciler.model.errors import ReconcilerError, StaleChain, StateError
 from reconciler.model.plan import DiskPlan, PlannedStep
 
 ROUNDS = 4
@@ -196,6 +196,10 @@ class Reconciling:
             try:
                 if self._forbidden(disk, found) is None:
                     self.applier.start_again(disk, found)
+            except StateError as error:
+                # whether a guest has to be started, nobody can tell
+                if not disk.error:
+                    self._failed(disk, str(error), error)
             except ReconcilerError as error:
                 self._failed(disk, f"the guest is off: {error}", error)
 

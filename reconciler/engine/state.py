@@ -23,7 +23,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from reconciler.engine.disk_state import DiskState, resolved
-from reconciler.engine.state_text import HEAD, Stored, dump_text, is_spec, load_text
+from reconciler.engine.state_text import Stored, dump_text, is_spec, load_text
 from reconciler.model.errors import StateError
 from reconciler.tools import files
 from reconciler.tools.homes import at_home
@@ -369,11 +369,17 @@ class _File:
     @cached_property
     def is_spec(self) -> bool:
         """True for a spec: the state directory may be the folder of the specs, too."""
-        return not self._text.startswith(HEAD) and is_spec(self._text)
+        return is_spec(self._text)
 
     @cached_property
     def stored(self) -> Stored:
-        """What the file holds; StateError where it is damaged."""
+        """What the file holds; StateError where it is damaged, or a spec."""
+        if self.is_spec:
+            raise StateError(
+                f"{self._name} is a spec, and the state file of a domain would have that name; the "
+                f"state directory, {os.path.dirname(self._name)}, has to be another folder than "
+                f"that of the specs: name one with --state-dir or {ENVIRONMENT}"
+            )
         try:
             return load_text(self._text)
         except ValueError as error:

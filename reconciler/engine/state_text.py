@@ -21,6 +21,7 @@ END = "# end\n"
 """First and last line: a file that was cut at the end of a table is valid TOML, too."""
 _LONG_KEY = re.compile(r"^[^=\"'\n]{1000}", re.MULTILINE)
 """A dotted key of 40 KB takes tomli seconds and gigabytes."""
+_SPEC_TABLE = re.compile(r"^[ \t]*\[[ \t]*(domains|defaults)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,14 @@ def load_text(text: str) -> Stored:
 
 def is_spec(text: str) -> bool:
     """True where *text* says which chains are wanted, and nothing of what was done."""
-    if _LONG_KEY.search(text):
+    if _LONG_KEY.search(text) or text.startswith(HEAD):
         return False
     try:
         data = tomli.loads(text)
     except (ValueError, RecursionError):
-        return False
-    return "domains" in data and "disks" not in data
+        # somebody is editing it; a state file has no such table, damaged or not
+        return bool(_SPEC_TABLE.search(text))
+    return not data.keys().isdisjoint(("domains", "defaults")) and "disks" not in data
 
 
 def dump_text(stored: Stored) -> str:

@@ -273,6 +273,24 @@ def test_a_damaged_state_file_is_told(capsys, folder):
     assert (code, "its version is 7, this program has 2" in out) == (1, True)
 
 
+@pytest.mark.parametrize("words", ["plan", "show", "apply -y", "adopt web:vda base.qcow2 -y"])
+def test_a_spec_that_has_the_name_of_a_state_file_stays(
+    capsys: Captured, folder: Path, words: str
+) -> None:
+    Path("spec.toml").rename("web.toml")
+    before = snapshot(folder)
+    act, *rest = words.split()
+
+    code, out, err = call(capsys, "--state-dir", ".", act, *rest)
+
+    told = " ".join((out + err).split())
+    assert (code, told.count(f"{folder}/web.toml is a spec")) == (1, 1)
+    assert f"the state directory, {folder}, has to be another folder" in told
+    assert "mv " not in told
+    assert "guest is off" not in told
+    assert {name: text for name, text in snapshot(folder).items() if name in before} == before
+
+
 COMMANDS = [
     "",
     "validate",

@@ -30,6 +30,7 @@ from reconciler.model.steps import (
     Repair,
     Resize,
 )
+from reconciler.tools.lookups import Lookups
 
 BASE, MON, TUE = (Path(f"/images/{name}.qcow2") for name in ("base", "mon", "tue"))
 FULL = DiskState(
@@ -360,6 +361,39 @@ def test_a_damaged_file_is_told_and_kept(folder, text, why):
         assert str(raised.value).startswith(f"{folder.path('web')} cannot be used ({why or ''}")
         assert "virt-chain show" in str(raised.value)
     assert folder.path("web").read_text() == text
+
+
+SPECS = {
+    "a spec": 'version = 1\n[domains.web.disks.vda]\nchain = ["a"]\n',
+    "inline": 'version = 1\ndomains = { web = { disks = { vda = { chain = ["a"] } } } }\n',
+    "defaults alone": 'version = 1\n[defaults]\ndirectory = "/a"\n',
+    "being edited": 'version = 1\n  [ domains.web.disks.vda]\nchain = ["a",\n',
+}
+
+
+@pytest.mark.parametrize("text", SPECS.values(), ids=SPECS)
+def test_a_spec_in_the_place_of_a_state_file_is_no_damaged_one(
+    folder: StateFolder, text: str
+) -> None:
+    folder.folder.mkdir()
+    place = folder.path("web")
+    place.write_text(text)
+
+    for act in (
+        lambda: folder.disk("web", "vda"),
+        lambda: write(folder, "web", "vda", DiskState(active=BASE)),
+    ):
+        with pytest.raises(StateError) as raised:
+            act()
+
+        assert str(raised.value) == (
+            f"{place} is a spec, and the state file of a domain would have that name; the state "
+            f"directory, {folder.folder}, has to be another folder than that of the specs: name "
+            "one with --state-dir or VIRT_CHAIN_STATE_DIR"
+        )
+    write(folder, "db", "vda", DiskState(active=BASE))
+    assert folder.known_images(Lookups()) == {"db:vda": (BASE,)}
+    assert place.read_text() == text
 
 
 def test_a_file_that_is_no_text_is_told(folder):
