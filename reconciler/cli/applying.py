@@ -19,11 +19,11 @@ from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
 from reconciler.cli.stopping import Interrupted, between_steps
-from reconciler.engine.applying import Applier, Options
+from reconciler.engine.applying import Applier, Options, Work
 from reconciler.engine.gate import EVERYTHING, Admitted, Gate
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import plan_all, plan_disk
-from reconciler.engine.reconciling import ROUNDS, Reconciling, Result
+from reconciler.engine.reconciling import ROUNDS, Reconciling, Result, refusal
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import Spec
@@ -39,14 +39,17 @@ Looking = Callable[[Spec, StateFolder, Sequence[str] | None], list[Look]]
 class Edit(Protocol):
     """An edit of the spec, whose plan is shown before it is written."""
 
-    def check(self, plan: Plan) -> None:
-        """Raise an error where *plan* is none to be applied."""
+    def check(self, plan: Plan, refused: str | None = None) -> None:
+        """Raise an error where *plan* is none to be applied, or would be *refused* in part."""
 
     def write(self) -> None:
         """Write it: what follows is done."""
 
-    def take_back(self, labels: Collection[str]) -> None:
-        """Take it back for the disks *labels*, to which nothing was done."""
+    def take_back(self) -> None:
+        """Take it back: nothing was done to any of its disks."""
+
+    def keep(self, changed: Collection[str], left: Collection[str]) -> None:
+        """Say that it stays: the disks *changed* have something of it, *left* have nothing."""
 
 
 @dataclass(slots=True)
@@ -85,15 +88,16 @@ class Session:
         spec = self.loading(paths, self.connection)
         looks = looking(spec, self.states, self.target)
         plan = plan_all(tuple(path.absolute() for path in paths), looks)
+        work = list(zip(plan.disks, looks, strict=True))
         self._show(plan)
         if self.edit is not None:
-            self.edit.check(plan)
+            self.edit.check(plan, self._refusal(work))
         most = spec.host.max_drops if self.max_drops is None else self.max_drops
         if self.yes:
             gate = Gate(EVERYTHING, most, _too_many, doubts=self.max_drops is not None)
         else:
             gate = Gate(EVERYTHING, None, _too_many, self._confirmed)
-        admitted = gate.enter(list(zip(plan.disks, looks, strict=True)))
+        admitted = gate.enter(work)
         if admitted.refused:
             raise Mistake(f"nothing was done: {admitted.refused[0][1]}")
         if self.edit is not None:
@@ -129,6 +133,11 @@ class Session:
         ):
             report.print_plan(plan, report.console(), None)
 
+    def _refusal(self, work: Sequence[Work]) -> str | None:
+        """The first disk whose plan will be refused, and why."""
+        reasons = ((disk.label, refusal(self, disk, found)) for disk, found in work)
+        return next((f"{label}: {why}" for label, why in reasons if why is not None), None)
+
     def _confirmed(self, _: Plan) -> bool:
         """Ask on a terminal; without one only ``-y`` goes on."""
         first = self.round == 0
@@ -153,7 +162,7 @@ class Session:
         """All rounds; without a gate there is no other round."""
         reporter = Silent() if self.as_json else Terminal(bars=self.jobs == 1)
         applier = Applier(spec, self.states, self.options, reporter)
-        reconciling, first = Reconciling(applier, self), admitted
+        reconciling = Reconciling(applier, self)
         for domain, target in gone:
             message = "stale: the spec does not have this disk any more; plan again"
             reconciling.add(Result(domain, target, "error", message))
@@ -180,10 +189,10 @@ class Session:
         finally:
             reporter.close()
             reconciling.write_history()
+            if self.edit is not None:
+                _end(self.edit, plan, reconciling)
             if self.as_json:
                 print(json.dumps(self._as_data(plan, reconciling), indent=2), flush=True)
-        if self.edit is not None and (labels := _unchanged(reconciling, first)):
-            self.edit.take_back(labels)
         good = all(result.status in ("applied", "unchanged") for result in reconciling.results)
         if not self.as_json:
             self._close(reconciling, seconds)
@@ -255,23 +264,21 @@ class Session:
         }
 
 
-def _unchanged(reconciling: Reconciling, admitted: Admitted) -> set[str]:
-    """Disks that something went wrong with before the first change of them."""
-    failed = {one.label for one in reconciling.results if one.status in ("failed", "error")}
-    unchanged = failed - reconciling.begun
-    for disk, found in admitted.work:
-        if disk.label in failed & reconciling.begun:
-            fresh = reconciling.applier.looking.again(found.desired)
-            same = [image.identity for image in fresh.chain] == [
-                image.identity for image in found.chain
-            ]
-            if same and fresh.chain.paths == found.chain.paths and not _half_done(fresh):
-                unchanged.add(disk.label)
-    return unchanged
+def _end(edit: Edit, plan: Plan, reconciling: Reconciling) -> None:
+    """
+    See that an edit is done, or goes back, or that the user knows that it is done in part.
 
-
-def _half_done(found: Look) -> bool:
-    return found.error is not None or found.resumed is not None
+    What is asked for and not done would be done by a later apply, to what the guest has
+    written by then.
+    """
+    good = {one.label for one in reconciling.results if one.status in ("applied", "unchanged")}
+    left = {disk.label for disk in plan.disks} - good
+    if not left:
+        return
+    if changed := reconciling.changed():
+        edit.keep(changed, left - changed)
+    else:
+        edit.take_back()
 
 
 def _too_many(total: int, most: int) -> str:

@@ -65,12 +65,13 @@ class Texts:
 
     Attributes:
         files: Each file by its path with links resolved, as the user wrote it.
-        edits: The edits of each file, with the label of the disk that each is made for.
+        labels: The disks that they are edited for, all of one domain.
         alone: What holds those that are *locked*, until they are written.
         disks: What holds the locks of the disks, so that no half-done work of another
             virt-chain is looked at.
         asks: The user is asked before they are written, with no lock held meanwhile.
         keeping: Takes the locks of the disks for all that follows.
+        again: The command that applies them as they are.
     """
 
     files: dict[Path, Path] = field(default_factory=dict)
@@ -78,20 +79,18 @@ class Texts:
     after: dict[Path, str] = field(default_factory=dict)
     alone: ExitStack = field(default_factory=ExitStack)
     locked: set[Path] = field(default_factory=set)
-    edits: dict[Path, list[tuple[str, Callable[[str], str]]]] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
     disks: ExitStack = field(default_factory=ExitStack)
     asks: bool = False
     keeping: Callable[[], AbstractContextManager[None]] = nullcontext
+    again: str = "virt-chain apply"
 
     def edit(self, disk: DesiredDisk, how: Callable[..., str], *what: Any, **more: Any) -> None:
         """Edit the text that defines *disk* as *how* does, a function of `reconciler.spec.edit`."""
 
-        def edited(text: str) -> str:
-            return how(text, disk.domain, disk.target, *what, **more)
-
-        file, text = Path(os.path.realpath(disk.where.file)), edited(self.of(disk))
-        self.after[file] = text
-        self.edits.setdefault(file, []).append((disk.label, edited))
+        text = how(self.of(disk), disk.domain, disk.target, *what, **more)
+        self.after[Path(os.path.realpath(disk.where.file))] = text
+        self.labels.append(disk.label)
 
     def of(self, disk: DesiredDisk) -> str:
         """The text that defines *disk*, with the edits so far."""
@@ -101,11 +100,11 @@ class Texts:
             self.before[file] = self.after[file] = read_text(file)
         return self.after[file]
 
-    def check(self, plan: Plan) -> None:
-        """Raise an error where a disk of *plan* has one."""
-        if plan.errors:
-            names = " and ".join(printable(str(name)) for name in self.files.values())
-            raise Mistake(f"nothing was done: this cannot be planned; {names} is as it was")
+    def check(self, plan: Plan, refused: str | None = None) -> None:
+        """Raise an error where a disk of *plan* has one, or is *refused*: all of it or none."""
+        why = "this cannot be planned" if plan.errors else refused
+        if why is not None:
+            raise Mistake(f"nothing was done: {why}; {self._names} is as it was")
         if self.asks:
             self.disks.close()
 
@@ -125,32 +124,45 @@ class Texts:
             written.append(file)
         self.alone.close()
 
-    def take_back(self, labels: Collection[str]) -> None:
+    def take_back(self) -> None:
         """
-        Let the files say of the disks *labels* what they did before, as nothing was done to them.
+        Let the files say what they did before, as nothing was done to any disk.
 
-        What is asked for and not done would be done by a later apply, to what the guest
-        has written by then.  A file that was edited since is left as it is.
+        A file that was edited since is left as it is.
         """
-        disks = ", ".join(sorted(labels))
-        for file, edits in self.edits.items():
-            text = self.before[file]
-            for label, edited in edits:
-                text = text if label in labels else edited(text)
+        disks = ", ".join(self.labels)
+        for file, text in self.before.items():
             if text == self.after[file]:
                 continue
             name = printable(str(self.files[file]))
             try:
                 specfile.replace_text(file, self.after[file], text)
-                said = f"nothing was done to {disks}; {name} is as it was"
-                if text != self.before[file]:
-                    said = f"nothing was done to {disks}; the edit of {name} for it is taken back"
+                said = f"nothing of this was done to {disks}; {name} is as it was"
             except Mistake as error:
                 said = (
-                    f"nothing was done to {disks}, and the edit of {name} for it stays: {error}; "
-                    "look at it before the next apply"
+                    f"nothing of this was done to {disks}, and the edit of {name} stays: "
+                    f"{error}; look at it before the next apply"
                 )
             print(f"virt-chain: {said}", file=sys.stderr)
+
+    def keep(self, changed: Collection[str], left: Collection[str]) -> None:
+        """
+        Say that the edit stays, as something of it was done to the disks *changed*.
+
+        It stays for all disks: those *left* as they were belong to the same moment.
+        """
+        done = f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} changed"
+        if left:
+            done += f", {', '.join(sorted(left))} {'is' if len(left) == 1 else 'are'} not"
+        print(
+            f"virt-chain: this was done in part ({done}); {self._names} keeps the edit: finish it "
+            f"with: {self.again}",
+            file=sys.stderr,
+        )
+
+    @property
+    def _names(self) -> str:
+        return " and ".join(printable(str(name)) for name in self.files.values())
 
     def _take_back(self, written: Sequence[Path], error: Mistake) -> None:
         """Let the files *written* say again what they did, as another one cannot be written."""
@@ -252,7 +264,9 @@ def _edited(act: Act, edited: Editing) -> bool:
         keeping = partial(act.states.keeping, names, waiting(PATIENCE))
         held.enter_context(keeping(only_looking=not (act.apply and act.yes)))
         asks = act.apply and not act.yes
-        texts = Texts(alone=alone, disks=held, asks=asks, keeping=keeping)
+        specs = None if act.spec == Path(".") else [act.spec]
+        again = apply_command(specs, act.connect)
+        texts = Texts(alone=alone, disks=held, asks=asks, keeping=keeping, again=again)
         if act.yes or not act.apply:
             texts.locked.update(Path(os.path.realpath(disk.where.file)) for disk in disks)
             alone.enter_context(specfile.alone(texts.locked))
@@ -338,8 +352,7 @@ def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:
 
     if not act.apply:
         plan = plan_all((act.spec.absolute(),), looking(_load(act, texts.after), act.states, None))
-        specs = None if act.spec == Path(".") else [act.spec]
-        report.print_plan(plan, report.console(), apply_command(specs, act.connect))
+        report.print_plan(plan, report.console(), texts.again)
         texts.check(plan)
         texts.write()
         return True
@@ -349,7 +362,7 @@ def _done(act: Act, disks: Sequence[DesiredDisk], texts: Texts) -> bool:
         max_drops=None,
         states=act.states,
         stop=stop,
-        options=Options(stopping=lambda: stop.asked),
+        options=Options(stopping=lambda: stop.asked, together=True),
         target=None,
         connection=act.connect,
         as_json=False,

@@ -69,6 +69,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
 """Seconds to wait for another virt-chain on the same disk or folder, where nothing else is said."""
+LEFT = "left as it is, because another disk of the domain cannot be changed now"
 
 
 Work = tuple[DiskPlan, Look]
@@ -103,12 +104,14 @@ class Options:
         bandwidth: How fast to copy, in bytes a second; None: without a limit.
         patience: Seconds to wait for another virt-chain on the same disk or folder.
         stopping: True when nothing more shall begin.
+        together: The disks of a domain are changed together, or none begins.
     """
 
     verify: Verify = "moved"
     bandwidth: int | None = None
     patience: float = PATIENCE
     stopping: Callable[[], bool] = lambda: False
+    together: bool = False
 
 
 @dataclass(slots=True)
@@ -136,6 +139,8 @@ class Applier:
 
         Each disk goes on by itself, except for what happens to all of them at
         the same moment: snapshots of a running guest, its definition, its start.
+        Disks that the guest is stopped for, or all where `Options.together` says so,
+        begin only if each of them can.
 
         Returns:
             For each disk, what went wrong: StaleChain (nothing is done, plan
@@ -145,7 +150,12 @@ class Applier:
         try:
             with ExitStack() as held:
                 sessions = held.enter_context(self._locked([plan for plan, _ in work]))
-                able = _permitted(work, errors)
+                bound = [
+                    index
+                    for index, (plan, _) in enumerate(work)
+                    if plan.restart or self.options.together
+                ]
+                able = _permitted(work, bound, errors)
                 held.enter_context(self._stopped(list(able.values()), sessions))
                 runs: dict[int, Going] = {}
                 stopped = any(plan.restart for plan, _ in able.values())
@@ -155,7 +165,8 @@ class Applier:
                         runs[index] = self._begun(plan, found, session, stopped=stopped)
                     except ReconcilerError as error:
                         errors[index] = error
-                _side_by_side(runs, errors)
+                _all_or_none(bound, runs, errors)
+                _side_by_side(runs, bound, errors)
         except ReconcilerError as error:
             errors = [one or error for one in errors]
         for (_, found), wrong in zip(work, errors, strict=True):
@@ -323,28 +334,49 @@ def _folders(plans: Iterable[DiskPlan]) -> set[Path]:
     return {path.parent for path in paths if path.parent.is_dir()}
 
 
-def _permitted(work: Sequence[Work], errors: list[ReconcilerError | None]) -> dict[int, Work]:
+def _permitted(
+    work: Sequence[Work], bound: Sequence[int], errors: list[ReconcilerError | None]
+) -> dict[int, Work]:
     """Those of *work* that this user may carry out, asked before a guest is stopped for it."""
     able: dict[int, Work] = {}
-    stopped = False
-    for index in sorted(range(len(work)), key=lambda index: not work[index][0].restart):
-        plan, found = work[index]
-        try:
-            permitted.require(plan, found, stopped=stopped)
-        except ReconcilerError as error:
-            errors[index] = error
-        else:
-            able[index] = plan, found
-            stopped = stopped or plan.restart
+    for these in (bound, [index for index in range(len(work)) if index not in bound]):
+        stopped = any(plan.restart for plan, _ in able.values())
+        for index in these:
+            plan, found = work[index]
+            try:
+                permitted.require(plan, found, stopped=stopped)
+                able[index] = plan, found
+            except ReconcilerError as error:
+                errors[index] = error
+        _all_or_none(bound, able, errors)
     return dict(sorted(able.items()))
 
 
-def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) -> None:
+def _all_or_none(
+    bound: Sequence[int], going: dict[int, Any], errors: list[ReconcilerError | None]
+) -> None:
+    """None of the disks *bound* together is left in *going* where one of them failed."""
+    if _split(bound, errors):
+        for index in bound:
+            going.pop(index, None)
+            errors[index] = errors[index] or StaleChain(LEFT)
+
+
+def _split(bound: Sequence[int], errors: Sequence[ReconcilerError | None]) -> bool:
+    """True where one of the disks *bound* together failed."""
+    return any(errors[index] is not None for index in bound)
+
+
+def _side_by_side(
+    runs: dict[int, Going], bound: Sequence[int], errors: list[ReconcilerError | None]
+) -> None:
     """
     Let *runs* go on until all have ended; those that failed leave their error in *errors*.
 
     Each goes as far as it can by itself.  When all wait, those that wait for
-    the same go on together; the start of the domain comes last.
+    the same go on together; the start of the domain comes last.  Once one of those
+    *bound* together has failed, no other of them begins, none is a restore point of
+    another moment, and the guest is not started on some of them.
     """
     waiting: dict[int, Together] = {}
 
@@ -361,16 +393,22 @@ def _side_by_side(runs: dict[int, Going], errors: list[ReconcilerError | None]) 
             errors[index] = StaleChain(f"{worded(error)}; nothing is lost: apply again")
 
     for index in runs:
-        go(index)
+        if index in bound and _split(bound, errors):
+            errors[index] = StaleChain(LEFT)
+        else:
+            go(index)
     while waiting:
         from reconciler.backends.together import carry_out  # for libvirt alone
 
         kinds = {one.kind for one in waiting.values()}
         kind = min(kinds, key=("attach", "snapshot", "start").index)
         these = {index: one for index, one in waiting.items() if one.kind == kind}
-        failed = None
+        failed: ReconcilerError | None = None
+        if kind != "attach" and not these.keys().isdisjoint(bound) and _split(bound, errors):
+            failed = StaleChain(LEFT)
         try:
-            carry_out(list(these.values()))
+            if failed is None:
+                carry_out(list(these.values()))
         except ReconcilerError as error:
             failed = error
         for index in these:

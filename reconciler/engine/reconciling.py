@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from reconciler.engine import history
+from reconciler.engine import history, permitted
 from reconciler.engine.applying import Applier, Reporter, Work
 from reconciler.engine.disk_state import now
 from reconciler.engine.gate import Admitted
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import ReconcilerError, StaleChain, StateError
 from reconciler.model.plan import DiskPlan, PlannedStep
+from reconciler.model.steps import Remove, Step
 
 ROUNDS = 4
 """Most rounds of one run: what was interrupted, then the rest."""
@@ -80,7 +81,9 @@ class Reconciling:
         left: The last plan of each disk that ended well: deferred steps, or none.
         rest: Disks that have steps for another round, with their new plans.
         done: The steps that were done, by disk, in all rounds.
-        begun: Disks a step of which was begun, by label.
+        begun: Disks a step of which was begun that the spec asks for, by label, each with the
+            look that it was planned from.  What finishes an interrupted apply, or removes what
+            it left, is asked for by no spec.
     """
 
     applier: Applier
@@ -88,13 +91,13 @@ class Reconciling:
     left: list[DiskPlan] = field(default_factory=list)
     rest: list[Work] = field(default_factory=list)
     done: dict[str, list[Done]] = field(default_factory=dict)
-    begun: set[str] = field(default_factory=set)
+    begun: dict[str, Look] = field(default_factory=dict)
     _results: dict[str, Result] = field(default_factory=dict)
     _recorded: set[str] = field(default_factory=set)
     _seen: dict[str, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.applier.reporter = _Remembering(self.applier.reporter, self.done, self.begun)
+        self.applier.reporter = _Remembering(self.applier.reporter, self.done, self._begin)
 
     @property
     def results(self) -> list[Result]:
@@ -110,13 +113,23 @@ class Reconciling:
         domains: dict[object, list[Work]] = {}
         for disk, found in admitted.work:
             # without libvirt, disks of a domain have nothing to do at the same moment
-            key = (disk.connection, disk.domain) if disk.connection else disk.label
+            as_one = disk.connection or self.applier.options.together
+            key = (disk.connection, disk.domain) if as_one else disk.label
             domains.setdefault(key, []).append((disk, found))
         if jobs > 1 and len(domains) > 1:
             self._in_parallel(list(domains.values()), jobs)
         else:
             for work in domains.values():
                 self._domain(work)
+
+    def changed(self) -> set[str]:
+        """
+        Disks to which anything was done that the spec asks for.
+
+        A step that was begun may have left nothing behind, and a disk may have been put back:
+        such a disk is as it was when the first of those steps was planned.
+        """
+        return {label for label, before in self.begun.items() if not self._is_as(before)}
 
     def settle(self, status: Status, message: str | None = None) -> None:
         """No round follows: what became of the disks in *rest*."""
@@ -194,7 +207,7 @@ class Reconciling:
         """Start guests that an interrupted apply has stopped, whatever became of their plans."""
         for disk, found in self._seen.values():
             try:
-                if self._forbidden(disk, found) is None:
+                if forbidden(self.listener, disk, found) is None:
                     self.applier.start_again(disk, found)
             except StateError as error:
                 # whether a guest has to be started, nobody can tell
@@ -202,12 +215,6 @@ class Reconciling:
                     self._failed(disk, str(error), error)
             except ReconcilerError as error:
                 self._failed(disk, f"the guest is off: {error}", error)
-
-    def _forbidden(self, disk: DiskPlan, found: Look) -> str | None:
-        """Why nothing may be done to a disk; a domain is stopped only where all its disks may."""
-        others = found.domain.disks if disk.restart and found.domain else ()
-        plans = (disk, *(replace(disk, target=target) for target in others))
-        return next((why for one in plans if (why := self.listener.forbidden(one))), None)
 
     def _has_steps(self, disk: DiskPlan, found: Look) -> bool:
         """True where there is something to do now; otherwise the disk's result is told."""
@@ -219,7 +226,7 @@ class Reconciling:
             elif disk.error:
                 # after a round something was done to it, which its result tells
                 self._ended(disk, "failed" if disk.label in self.done else "error", disk.error)
-            elif disk.now and (why := self._forbidden(disk, found)) is not None:
+            elif disk.now and (why := forbidden(self.listener, disk, found)) is not None:
                 self.left.append(disk)
                 self._failed(disk, why)
             elif disk.now:
@@ -249,6 +256,21 @@ class Reconciling:
             self._ended(again, "applied")
             self.listener.reached(again, fresh)
 
+    def _begin(self, label: str, step: Step) -> None:
+        found = self._seen[label][1]
+        if found.resumed is None and not isinstance(step, Remove):
+            self.begun.setdefault(label, found)
+
+    def _is_as(self, before: Look) -> bool:
+        """True where a disk has the same images in the same order, and no steps in flight."""
+        try:
+            now = self.applier.looking.again(before.desired)
+        except (ReconcilerError, OSError):
+            return False
+        known = [(image.path, image.identity) for image in before.chain]
+        same = known == [(image.path, image.identity) for image in now.chain]
+        return same and now.error is None and now.resumed is None
+
     def _failed(self, disk: DiskPlan, why: str, error: ReconcilerError | None = None) -> None:
         self._ended(disk, "failed", why, error)
 
@@ -263,6 +285,24 @@ class Reconciling:
         self.add(Result(disk.domain, disk.target, status, why, count, error))
 
 
+def forbidden(listener: Listener, disk: DiskPlan, found: Look) -> str | None:
+    """Why nothing may be done to a disk; a domain is stopped only where all its disks may."""
+    others = found.domain.disks if disk.restart and found.domain else ()
+    plans = (disk, *(replace(disk, target=target) for target in others))
+    return next((why for one in plans if (why := listener.forbidden(one))), None)
+
+
+def refusal(listener: Listener, disk: DiskPlan, found: Look) -> str | None:
+    """Why a plan will be refused, as far as that can be told before anything is done."""
+    if found.lost is not None or not disk.now:
+        return found.lost
+    try:
+        permitted.require(disk, found)
+    except ReconcilerError as error:
+        return str(error)
+    return forbidden(listener, disk, found)
+
+
 def _as_ours(error: ReconcilerError | OSError) -> ReconcilerError:
     if isinstance(error, ReconcilerError):
         return error
@@ -275,10 +315,10 @@ class _Remembering:
 
     reporter: Reporter
     done: dict[str, list[Done]]
-    begun: set[str]
+    begin: Callable[[str, Step], None]
 
     def step(self, plan: DiskPlan, number: int, planned: PlannedStep) -> None:
-        self.begun.add(plan.label)
+        self.begin(plan.label, planned.step)
         self.reporter.step(plan, number, planned)
 
     def progress(self, done: float) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from pathlib import Path
 
+import pytest
+
+from tests import forked
 from tests.guests.guest import Guest
 from tests.guests.scene import Scene
 from tests.guests.world import World
@@ -140,6 +145,39 @@ def test_a_guest_that_does_not_start_gets_its_disk_back(world: World) -> None:
     assert scene.chain() == ["a", "a1"]
     assert not (world.images / "a2.qcow2").exists()
     assert scene.plan()["domains"][0]["disks"][0]["steps"] == []
+
+
+def test_a_guest_is_not_started_on_a_rollback_of_one_of_its_disks(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = two_disks(world)
+    scene.want('on_running = "restart"\nshutdown_timeout = 20', vda="a", vdb="b")
+    where = ["--spec", str(scene.spec), "--state-dir", str(world.images / "state")]
+    for name in ("mon", "tue"):
+        assert forked.run(["snapshot", "web", name, "-y", *where], timeout=60).returncode == 0
+        scene.guest.wait_for(4)
+    text, there = scene.spec.read_text(), scene.files()
+    fake = tmp_path / "qemu-img"
+    fake.write_text(
+        '#!/bin/sh\ncase "$*" in create*vdb*) exit 1;; esac\nexec /usr/bin/qemu-img "$@"\n'
+    )
+    fake.chmod(0o755)
+    scene.guest.note_start()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        failed = forked.run(["rollback", "web", "--to", "mon", "-y", *where], timeout=120)
+
+    assert failed.returncode == 1
+    assert "the domain has tue-vda as its disk again" in failed.stderr
+    assert f"nothing of this was done to web:vda, web:vdb; {scene.spec} is as" in failed.stderr
+    assert scene.spec.read_text() == text
+    assert world.state("web") == "running"
+    assert scene.guest.wait_booted()["vda"].ok
+    assert scene.files() == there
+    assert world.active_in_qemu("web") == {
+        "vda": str(world.images / "tue-vda.qcow2"),
+        "vdb": str(world.images / "tue-vdb.qcow2"),
+    }
 
 
 def test_domains_are_worked_on_side_by_side(world: World) -> None:

@@ -24,6 +24,7 @@ from reconciler.cli.editing import Texts
 from reconciler.engine.state import StateFolder, waiting
 from reconciler.spec import load
 from reconciler.spec.edit import add_overlay
+from reconciler.tools import qemuimg, statx
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import (
     EXECUTABLE,
@@ -507,7 +508,7 @@ def test_a_snapshot_that_a_full_filesystem_refuses_takes_its_line_back(vm: Disk)
 
             assert failed.code == 1
             assert "No space left on device" in failed.err
-            assert f"nothing was done to vm:vda; {vm.spec_file} is as it was" in failed.err
+            assert f"nothing of this was done to vm:vda; {vm.spec_file} is as it was" in failed.err
             assert vm.spec_file.read_bytes() == before
         (vm.images / "fill").unlink()
         assert act(vm, "snapshot", "vm", "wed", "-y").code == 0
@@ -532,21 +533,118 @@ def full(folder: Path, files: Iterable[str | Path]) -> Iterator[None]:
         tool("umount", folder)
 
 
-def test_an_edit_is_taken_back_for_the_disk_alone_that_nothing_was_done_to(vm: Disk) -> None:
+@pytest.fixture
+def two(vm: Disk) -> Disk:
+    """Disks vda (b <- p <- x) and vdb (d), each with the overlays mon and tue on top."""
     vm.add("d", B)
-    text = vm.spec_file.read_text() + "\n[domains.vm]\ndisks.vdb.chain = ['d.qcow2']\n"
-    vm.spec_file.write_text(text)
-    states = ("--state-dir", vm.state)
-    assert command("hold", "vm:vdb", "--reason", "a backup", *states).code == 0
+    vm.spec_file.write_text(
+        vm.spec_file.read_text() + "\n[domains.vm.disks.vdb]\nchain = ['d.qcow2']\n"
+    )
+    for name in ("mon", "tue"):
+        assert act(vm, "snapshot", "vm", name, "-y").code == 0
+    return vm
 
-    done = act(vm, "snapshot", "vm", "mon", "-y")
+
+def creates_none(monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    """From now on no overlay of the disk *target* can be created."""
+    create_on = qemuimg.create_on
+
+    def refusing(image: Path, *rest: Any) -> qemuimg.Argv:
+        return ["false"] if target in image.name else create_on(image, *rest)
+
+    monkeypatch.setattr(qemuimg, "create_on", refusing)
+
+
+ACTS = [["snapshot", "vm", "wed"], ["drop", "vm", "mon"], ["rollback", "vm", "--to", "mon"]]
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        pytest.param(why, words, id=f"{words[0]}, {why}")
+        for why, acts in (("held", ACTS), ("immutable", ACTS[1:]))  # a snapshot changes no image
+        for words in acts
+    ],
+)
+def test_an_act_that_will_be_refused_for_one_disk_is_done_to_none(
+    two: Disk, monkeypatch: pytest.MonkeyPatch, why: str, words: list[str]
+) -> None:
+    """With a rollback of one of two disks a guest would see two moments."""
+    if why == "held":
+        hold = ("hold", "vm:vdb", "--reason", "a backup", "--state-dir", two.state)
+        assert command(*hold).code == 0
+    else:
+        monkeypatch.setattr(statx, "is_protected", lambda path: path.name.endswith("-vdb.qcow2"))
+    text, before = two.spec_file.read_text(), folder_facts(two.images)
+
+    done = act(two, *words, "-y")
 
     assert done.code == 1
-    assert f"the edit of {vm.spec_file} for it is taken back" in done.err
-    assert vm.spec_file.read_text() == text.replace(
-        '  "x.qcow2",\n', '  "x.qcow2",\n  "mon-vda.qcow2",\n'
+    assert "nothing was done: vm:vdb: " in done.err
+    assert ("held by" if why == "held" else "cannot be changed: it is immutable") in done.err
+    assert f"{two.spec_file} is as it was" in done.err
+    assert two.spec_file.read_text() == text
+    assert folder_facts(two.images) == before
+
+
+@pytest.mark.parametrize("words", [ACTS[0], ACTS[2]], ids=lambda words: words[0])
+def test_an_act_that_fails_for_one_disk_keeps_its_edit_and_apply_finishes_it(
+    two: Disk, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Taken back for that disk alone, a mixture of two moments would be what the spec asks for."""
+    with monkeypatch.context() as patch:
+        creates_none(patch, "vdb")
+        failed = act(two, *words, "-y")
+    said = (
+        f"this was done in part (vm:vda is changed, vm:vdb is not); {two.spec_file} keeps the "
+        f"edit: finish it with: virt-chain apply {two.spec_file}"
     )
-    assert vm.stack("mon-vda") == "b <- p <- x <- mon-vda"
+
+    assert failed.code == 1
+    assert said in failed.err
+    assert two.apply().code == 0
+    for disk in load([two.spec_file]).disks:
+        new, below = disk.chain[-1].path.stem, "tue" if words[0] == "snapshot" else "mon"
+        assert two.stack(new).endswith(f"{below}-{disk.target} <- {new}")
+    assert_quiet(two)
+
+
+@pytest.mark.parametrize("words", [ACTS[0], ACTS[2]], ids=lambda words: words[0])
+def test_an_act_that_fails_for_its_first_disk_is_done_to_no_other(
+    two: Disk, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    text = two.spec_file.read_text()
+    creates_none(monkeypatch, "vda")
+    before = folder_facts(two.images)
+
+    failed = act(two, *words, "-y")
+
+    assert failed.code == 1
+    assert "vm:vdb: left as it is, because another disk of the domain" in failed.err
+    assert f"nothing of this was done to vm:vda, vm:vdb; {two.spec_file} is as it was" in failed.err
+    assert two.spec_file.read_text() == text
+    assert folder_facts(two.images) == before
+
+
+def test_an_act_on_a_disk_that_changed_while_the_user_was_asked_is_done_to_no_other(
+    two: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = two.spec_file.read_text()
+    elsewhere = two.root / "elsewhere.toml"
+    elsewhere.write_text(re.sub(r"(['\"])tue-vdb.qcow2\1", r"\g<0>, 'y.qcow2'", text))
+
+    def changed(*_: object, **__: object) -> bool:
+        return command("apply", "-y", elsewhere, "--state-dir", two.state).code == 0
+
+    monkeypatch.setattr(typer, "confirm", changed)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    refused = act(two, "rollback", "vm", "--to", "mon")
+
+    assert refused.code == 1
+    assert "changed since the plan was made" in refused.err
+    assert f"nothing of this was done to vm:vda, vm:vdb; {two.spec_file} is as" in refused.err
+    assert two.spec_file.read_text() == text
+    assert two.stack("tue-vda") == "b <- p <- x <- mon-vda <- tue-vda"
 
 
 def test_a_rollback_of_a_disk_that_changed_meanwhile_is_taken_back(
@@ -567,7 +665,7 @@ def test_a_rollback_of_a_disk_that_changed_meanwhile_is_taken_back(
 
     assert refused.code == 1
     assert "changed since the plan was made" in refused.err
-    assert f"nothing was done to vm:vda; {vm.spec_file} is as it was" in refused.err
+    assert f"nothing of this was done to vm:vda; {vm.spec_file} is as it was" in refused.err
     assert vm.spec_file.read_text() == text
     assert vm.stack("y") == "b <- p <- x <- y"
 
@@ -587,10 +685,10 @@ def test_a_spec_that_was_edited_since_keeps_an_edit_that_cannot_be_taken_back(
     edited = vm.spec_file.read_text() + "# by hand\n"
     vm.spec_file.write_text(edited)
 
-    texts.take_back({"vm:vda"})
+    texts.take_back()
 
     assert vm.spec_file.read_text() == edited
-    assert "for it stays" in capsys.readouterr().err
+    assert f"the edit of {vm.spec_file} stays" in capsys.readouterr().err
 
 
 def test_two_rollbacks_at_one_time_never_discard_the_active_image(disk: Disk) -> None:

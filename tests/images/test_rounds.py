@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from reconciler.tools import qemuimg
 from tests.images.cases import B, P, Q, X
 from tests.images.disks import EXECUTABLE, Disk, Outcome, command, folder_facts
 
@@ -114,6 +118,62 @@ def test_every_round_asks_on_a_terminal(merging: Disk) -> None:
     assert ("Apply this? [y/N]" in err, "Apply this, too? [y/N]" in err) == (True, True), err
     assert "not confirmed; virt-chain apply asks again" in err
     assert (merging.path("q").exists(), merging.path("p").exists()) == (False, True)
+
+
+# Acts: what a round finishes that was interrupted before is none of theirs
+
+
+@pytest.fixture
+def finishing(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A merge of q was interrupted, and the host lets no restore point go without a person."""
+    disk.chain({"b": B, "p": P, "q": Q, "x": X})
+    disk.spec("b <- p <- x")
+    interrupted(disk)
+    config = disk.root / "config.toml"
+    config.write_text("max_drops = 0\n")
+    monkeypatch.setenv("VIRT_CHAIN_CONFIG", str(config))
+    return disk
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *each: bool | type[Exception]) -> None:
+    """A terminal, and what is said there to each question."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    left = list(each)
+
+    def confirm(*_: object, **__: object) -> bool:
+        answer = left.pop(0)
+        if isinstance(answer, bool):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(typer, "confirm", confirm)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+
+
+@pytest.mark.parametrize("end", ["max_drops", "no", "Ctrl-C", "a full filesystem"])
+def test_an_act_of_which_only_an_interrupted_merge_was_done_is_taken_back(
+    finishing: Disk, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Its `discard` would throw away what the guest has written until a later apply."""
+    disk, words = finishing, ["-y"] if end == "max_drops" else []
+    if end == "a full filesystem":
+        answers(monkeypatch, True, True)
+        monkeypatch.setattr(qemuimg, "create_on", lambda *_: ["false"])
+    elif end != "max_drops":
+        answers(monkeypatch, True, typer.Abort if end == "Ctrl-C" else False)
+    text = disk.spec_file.read_text()
+    words = ["rollback", "vm", "--to", "b", *words, "--spec", str(disk.spec_file)]
+    done = command(*words, "--state-dir", disk.state)
+
+    assert done.code != 0
+    assert f"nothing of this was done to vm:vda; {disk.spec_file} is as it was" in done.err
+    assert disk.spec_file.read_text() == text
+    assert disk.stack("x") == "b <- p <- x"
+    assert disk.read("x") == disk.golden["x"]
 
 
 # Saved plans
