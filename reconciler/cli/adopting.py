@@ -9,7 +9,7 @@ import typer
 
 from reconciler.cli.naming import printable
 from reconciler.engine.adopting import Adoption, carry_out, consider
-from reconciler.engine.applying import PATIENCE
+from reconciler.engine.apply.options import PATIENCE
 from reconciler.engine.state import StateFolder, waiting
 from reconciler.model.desired import DesiredDisk, Spec
 from reconciler.model.errors import Mistake

@@ -19,10 +19,11 @@ from reconciler.cli import report
 from reconciler.cli.naming import chain_text, printable
 from reconciler.cli.progress import Silent, Terminal
 from reconciler.cli.stopping import Interrupted, between_steps
-from reconciler.engine.applying import Applier, Options, Work
+from reconciler.engine.apply.applier import Applier
+from reconciler.engine.apply.options import Options
 from reconciler.engine.gate import EVERYTHING, Admitted, Gate
 from reconciler.engine.looking import Look, look
-from reconciler.engine.planning import plan_all, plan_disk
+from reconciler.engine.planning import Work, plan_all, plan_disk
 from reconciler.engine.reconciling import ROUNDS, Reconciling, Result, refusal
 from reconciler.engine.state import StateFolder
 from reconciler.engine.stopping import Stop

@@ -21,7 +21,8 @@ from reconciler.cli.applying import Session
 from reconciler.cli.naming import apply_command, printable
 from reconciler.cli.progress import Silent
 from reconciler.engine import specfile
-from reconciler.engine.applying import PATIENCE, Applier, Options
+from reconciler.engine.apply.applier import Applier
+from reconciler.engine.apply.options import PATIENCE, Options
 from reconciler.engine.looking import Look, look
 from reconciler.engine.planning import overwritten, plan_all
 from reconciler.engine.state import StateFolder, waiting

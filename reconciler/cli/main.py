@@ -236,7 +236,7 @@ def apply(
 ) -> None:
     """Bring each disk to its spec: plan, ask, do, look again."""
     from reconciler.cli.applying import Session
-    from reconciler.engine.applying import Options
+    from reconciler.engine.apply.options import Options
     from reconciler.engine.stopping import Stop
 
     stop = Stop()
@@ -296,7 +296,7 @@ def gc(
 ) -> None:
     """Empty the quarantine: remove images whose time there is over."""
     from reconciler.cli import past
-    from reconciler.engine.applying import PATIENCE
+    from reconciler.engine.apply.options import PATIENCE
     from reconciler.engine.collecting import empty_quarantine
     from reconciler.engine.state import waiting
 
@@ -502,7 +502,7 @@ def watch(
 ) -> None:
     """Reconcile on every change of a spec or a domain, and on a clock."""
     from reconciler.cli import watching
-    from reconciler.engine.applying import Options
+    from reconciler.engine.apply.options import Options
 
     states, sources = _states(context, state_dir), _sources(_paths(spec))
     watching.watch(

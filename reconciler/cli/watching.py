@@ -21,7 +21,7 @@ import typer
 from reconciler.cli import logs
 from reconciler.cli.naming import printable
 from reconciler.cli.stopping import Interrupted
-from reconciler.engine.applying import Options
+from reconciler.engine.apply.options import Options
 from reconciler.engine.state import StateFolder, default_folder
 from reconciler.engine.stopping import Stop
 from reconciler.model.desired import DesiredDisk, Spec

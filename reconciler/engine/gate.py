@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reconciler.engine.applying import Work
+from reconciler.engine.planning import Work
 from reconciler.model.host import ACTS
 from reconciler.model.plan import DiskPlan, Plan
 from reconciler.model.steps import Need

@@ -33,6 +33,9 @@ from reconciler.planner.layout import lay_out, restore_points, settled
 from reconciler.planner.task import Task, View
 from reconciler.tools import files, images, qemuimg, quarantine, storage_daemon
 
+Work = tuple[DiskPlan, Look]
+"""A plan with the look that it was made from."""
+
 AT_ONCE = os.cpu_count() or 1
 """Disks with steps that QEMU is asked about at the same time."""
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from reconciler.engine import history, permitted
-from reconciler.engine.applying import Applier, Reporter, Work
+from reconciler.engine.apply.applier import Applier
+from reconciler.engine.apply.reporter import Reporter
 from reconciler.engine.disk_state import now
 from reconciler.engine.gate import Admitted
+from reconciler.engine.planning import Work
 from reconciler.engine.tasks import Look
 from reconciler.model.errors import ReconcilerError, StaleChain, StateError
 from reconciler.model.plan import DiskPlan, PlannedStep

@@ -18,7 +18,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from reconciler.engine.applying import Applier, Options, Reporter
+from reconciler.engine.apply.applier import Applier
+from reconciler.engine.apply.options import Options
+from reconciler.engine.apply.reporter import Reporter
 from reconciler.engine.gate import Admitted, Gate
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_all

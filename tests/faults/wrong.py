@@ -14,7 +14,7 @@ from typing import Any
 
 from reconciler.backends.offline import Offline, is_relative, link_name
 from reconciler.cli import main
-from reconciler.engine.applying import _Run
+from reconciler.engine.apply import groups
 from reconciler.model.image import Chain
 from reconciler.tools import qemuimg
 
@@ -35,14 +35,14 @@ def plain_rebase() -> None:
 
 def removes_first() -> None:
     """What is merged away goes as soon as its merge begins."""
-    step = _Run._step
+    step = groups._step
 
-    def early(self: _Run, planned: Any, *, again: bool) -> Any:
-        for left in (self.resumed or self._unfinished((planned,))).remove:
+    def early(disk: Any, planned: Any, *, again: bool) -> Any:
+        for left in (disk.resumed or groups._unfinished(disk, (planned,))).remove:
             left.path.unlink(missing_ok=True)
-        return (yield from step(self, planned, again=again))
+        return (yield from step(disk, planned, again=again))
 
-    _Run._step = early  # type: ignore[method-assign]
+    groups._step = early
 
 
 def relinks_first() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from reconciler.cli.progress import Silent
 from reconciler.engine import permitted
-from reconciler.engine.applying import Applier, Options
+from reconciler.engine.apply.applier import Applier
+from reconciler.engine.apply.options import Options
 from reconciler.engine.looking import look
 from reconciler.engine.planning import plan_disk
 from reconciler.engine.state import StateFolder

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.engine import applying
+from reconciler.engine.apply import options
 from reconciler.engine.around import Around
 from reconciler.engine.state import StateFolder, waiting
 from reconciler.tools import files, images, process, qemuimg, quarantine, views
@@ -482,7 +482,7 @@ def test_gc_names_the_file_in_quarantine_and_not_the_one_that_was_put_in_its_pla
 
 def test_gc_waits_for_who_works_in_the_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     place = discarded(disk)
-    monkeypatch.setattr(applying, "PATIENCE", 0.1)
+    monkeypatch.setattr(options, "PATIENCE", 0.1)
     states = StateFolder(disk.state)
     with states.folders_locked([disk.images], waiting(0)):
         outcome = collect(disk)

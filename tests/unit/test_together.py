@@ -8,7 +8,7 @@ import pytest
 
 from reconciler.backends import together
 from reconciler.backends.together import Together
-from reconciler.engine.applying import LEFT, _side_by_side
+from reconciler.engine.apply.side_by_side import LEFT, side_by_side
 from reconciler.model.errors import ReconcilerError, StaleChain
 from tests.notation import path
 
@@ -57,7 +57,7 @@ def test_no_disk_goes_on_without_another_that_it_is_bound_to(
     disks = Disks(monkeypatch)
     errors: list[ReconcilerError | None] = [None, None]
     runs = {0: disks.going("vda", *kinds), 1: disks.going("vdb", *kinds, fails=fails)}
-    _side_by_side(runs, [0, 1], errors)
+    side_by_side(runs, [0, 1], errors)
 
     assert disks.log == done
     assert list(map(str, errors)) == [LEFT, "no room"]
@@ -70,7 +70,7 @@ def test_a_disk_that_is_not_bound_goes_on_by_itself(
     disks = Disks(monkeypatch)
     errors: list[ReconcilerError | None] = [None, None]
     runs = {0: disks.going("vda", "snapshot"), 1: disks.going("vdb", "snapshot", fails="snapshot")}
-    _side_by_side(runs, bound, errors)
+    side_by_side(runs, bound, errors)
 
     assert disks.log == ["snapshot of vda"]
     assert errors[0] is None
@@ -80,7 +80,7 @@ def test_no_other_disk_begins_once_one_has_failed(monkeypatch: pytest.MonkeyPatc
     disks = Disks(monkeypatch)
     errors: list[ReconcilerError | None] = [None, None]
     runs = {0: disks.going("vda", "attach", fails="attach"), 1: disks.going("vdb", "attach")}
-    _side_by_side(runs, [0, 1], errors)
+    side_by_side(runs, [0, 1], errors)
 
     assert disks.log == []
     assert list(map(str, errors)) == ["no room", LEFT]
