@@ -1,5 +1,5 @@
 # Every target does its own set-up; see scripts/setup.
-.PHONY: help demo demo-live test torture bench clean
+.PHONY: help demo demo-live test docs torture bench clean
 
 SEED ?= 1
 MINUTES ?= 60
@@ -9,7 +9,8 @@ POWER_REPORT ?= power-report.jsonl
 help:
 	@echo "make demo    run the main job on real images, in ./demo-scratch"
 	@echo "make demo-live    the same on a guest that runs and writes (TCG, no daemon)"
-	@echo "make test    ruff, mypy and all tests"
+	@echo "make test    ruff, mypy, the docs and all tests"
+	@echo "make docs    build the docs as a site, in ./site; links and anchors are checked"
 	@echo "make torture   break offline runs, then cut the power, for MINUTES each from SEED, then"
 	@echo "               kill live runs at every step and let a chain live long; findings and figures go to REPORT and POWER_REPORT"
 	@echo "make bench   measure against the plain tools; writes bench-results.md"
@@ -28,7 +29,12 @@ test:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mkdocs build --strict
 	.venv/bin/python -m pytest -n 3 --dist worksteal
+
+docs:
+	@scripts/setup dev
+	.venv/bin/mkdocs build --strict
 
 torture:
 	@scripts/setup dev
@@ -45,4 +51,4 @@ bench:
 	.venv/bin/python -m bench && .venv/bin/python -m bench.scale
 
 clean:
-	rm -rf .venv demo-scratch bench-results.md
+	rm -rf .venv demo-scratch site bench-results.md
