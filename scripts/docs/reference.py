@@ -81,7 +81,7 @@ def commands() -> str:
         from reconciler.cli.main import app
 
     group = typer.main.get_command(app)
-    context = click.Context(group, info_name="virt-chain")
+    context = click.Context(group, info_name="virt-chain", **group.context_settings)
     parts = ["## virt-chain\n", *_command(group, context)]
     for name, command in group.commands.items():
         if not command.hidden:
