@@ -49,8 +49,9 @@ _VARIES = (
     (r"\b\d+(\.\d+)? s\b", "TIME"),
     (r"\b[0-9a-f]{12,64}\b", "DIGEST"),
     (r"\b(pid|process|inode) \d+", r"\1 N"),
-    (r" {2,}", "  "),
-    (r"\n{2,}", "\n"),
+    (r"\bheld by [\w-]+", "held by USER"),
+    (r"^# |\n# ", "\n"),  # a comment is wrapped, and paths differ in length
+    (r"\s+", " "),
 )
 _PRELUDE = """
 fill() { qemu-io -f qcow2 -c "write -P $2 $3 $4" "$1" >/dev/null; }
