@@ -6,15 +6,19 @@ Run the examples of README.md and docs/, and compare what they print with what t
 
 A page marks its examples with comments, which no reader sees:
 
-    <!-- setup             begins a session in an empty folder, and runs these lines of bash;
-    fill web.qcow2 1 0 8M  `fill IMAGE BYTE OFFSET LENGTH` is a guest's write,
-                           `snapshot NAME BYTE OFFSET LENGTH` a snapshot of web, and a write,
-                           `overlay NAME BELOW BYTE OFFSET` an overlay made by hand, and a write
-    -->
-    <!-- hidden ... -->    the same, in the session that has begun
+    <!-- setup ... -->      begins a session in an empty folder, and runs these lines of bash
+    <!-- hidden ... -->     runs them in the session that has begun
     <!-- write web.toml --> the next block is the content of this file
     <!-- run -->            the next block is run: a `console` block line by line, with the output
                             that it shows, a `sh` block as a whole
+
+Lines of bash may also say:
+
+    fill IMAGE BYTE OFFSET LENGTH     what a guest writes
+    snapshot NAME BYTE OFFSET LENGTH  a snapshot of web, and what the guest writes then
+    overlay NAME BELOW BYTE OFFSET    an overlay that is made by hand, and a write
+    disk                              web <- monday <- tuesday, and the spec of it, vms.toml
+    list NAME...                      the same spec, with these images
 
 Output is compared without what differs from run to run: times, sizes on disk, digests, ids.
 """
@@ -53,11 +57,23 @@ _VARIES = (
     (r"^# |\n# ", "\n"),  # a comment is wrapped, and paths differ in length
     (r"\s+", " "),
 )
-_PRELUDE = """
+_PRELUDE = r"""
 fill() { qemu-io -f qcow2 -c "write -P $2 $3 $4" "$1" >/dev/null; }
 overlay() {
     qemu-img create -q -f qcow2 -b "$2.qcow2" -F qcow2 "$1.qcow2"
     fill "$1.qcow2" "$3" "$4" 1M
+}
+list() {
+    printf 'version = 1\n\n[domains.web.disks.vda]\nchain = [\n' >vms.toml
+    printf '  "%s.qcow2",\n' "$@" >>vms.toml
+    echo ']' >>vms.toml
+}
+disk() {
+    qemu-img create -q -f qcow2 web.qcow2 8G
+    fill web.qcow2 1 0 1M
+    overlay monday web 2 1G
+    overlay tuesday monday 3 2G
+    list web monday tuesday
 }
 snapshot() { virt-chain snapshot web "$1" -y >/dev/null 2>&1; fill "$1.qcow2" "$2" "$3" "$4"; }
 """
