@@ -249,6 +249,30 @@ def test_a_leftover_that_nobody_could_tell_cannot_go_stays_for_the_next_apply(
     assert_done(disk, "b <- y <- z", current="b", gone=["x"])
 
 
+def test_leftovers_below_one_that_cannot_go_stay_with_it_for_the_next_apply(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgotten, they would be foreign overlays on the active image, and nothing would go on."""
+    disk.chain({"b": B, "p": P, "x": X})
+    disk.spec("b", discard=["p", "x"], active="x.qcow2")
+    put = quarantine.put
+
+    def moved_and_failed(path: Path, *rest: object) -> Path:
+        put(path, *rest)  # type: ignore[arg-type]
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def failed(path: Path, *_: object) -> Path:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    for broken in (failed, moved_and_failed):
+        with monkeypatch.context() as patch:
+            patch.setattr(quarantine, "put", broken)
+            disk.apply()
+
+    assert disk.apply().code == 0
+    assert_done(disk, "b", current="b", gone=["p", "x"])
+
+
 @pytest.mark.parametrize("length", [238, 255])
 def test_a_new_image_may_have_the_longest_name(disk: Disk, length: int) -> None:
     name = "n" * (length - 6) + ".qcow2"

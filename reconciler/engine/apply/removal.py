@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 from reconciler.engine import planning
@@ -28,7 +29,8 @@ def remove_all(disk: DiskRun, removals: Sequence[PlannedStep], *, old: bool = Fa
     if not removals:
         return
     overlays = disk.looking.overlays(disk.found.desired)
-    gone = [planned for planned in removals if _remove(disk, planned, overlays, old=old)]
+    # what stands below one that stays, stays with it
+    gone = list(takewhile(lambda one: _remove(disk, one, overlays, old=old), removals))
     removed = {path for planned in gone for path in touched(planned.step)}
     left = tuple(one for one in disk.state.leftovers if one.path not in removed)
     disk.state = replace(disk.state, leftovers=left)  # files that are gone are no leftovers
