@@ -146,28 +146,29 @@ class Around:
 
     def sources(self) -> Iterator[tuple[Path, str]]:
         """Every file that a domain has as a disk, now or at its next start, and whose it is."""
-        for domain in (one for some in self.domains.values() for one in some.values()):
-            for disks in (domain.live, domain.persistent):
-                for target, source in disks.items():
-                    for path in (source.path, source.mirror):
-                        if path is not None and path.is_absolute():
-                            yield images.real(path), f"{domain.name}:{target}"
+        for source, label in self._disks():
+            for path in (source.path, source.mirror):
+                if path is not None and path.is_absolute():
+                    yield images.real(path), label
 
     def writers(self) -> Iterator[tuple[Path, str]]:
         """Every file that a domain writes to, now or at its next start, and whose disk it is."""
-        for domain in (one for some in self.domains.values() for one in some.values()):
-            for disks in (domain.live, domain.persistent):
-                for target, source in disks.items():
-                    path = source.path
-                    if path is not None and path.is_absolute() and not source.read_only:
-                        yield images.real(path), f"{domain.name}:{target}"
+        for source, label in self._disks():
+            if source.path is not None and source.path.is_absolute() and not source.read_only:
+                yield images.real(source.path), label
 
     def raw(self) -> Iterator[Path]:
         """Every file that a domain has as a raw disk: its first bytes are the guest's."""
+        for source, _ in self._disks():
+            if source.format == "raw" and source.path is not None:
+                yield source.path
+
+    def _disks(self) -> Iterator[tuple[Source, str]]:
+        """Every disk of every domain, as it is now and as its next start will have it."""
         for domain in (one for some in self.domains.values() for one in some.values()):
-            for source in (*domain.live.values(), *domain.persistent.values()):
-                if source.format == "raw" and source.path is not None:
-                    yield source.path
+            for disks in (domain.live, domain.persistent):
+                for target, source in disks.items():
+                    yield source, f"{domain.name}:{target}"
 
     def named(self, disk: DesiredDisk) -> Iterator[Path]:
         """The images that the XML of *disk*'s domain has for it, links resolved."""
